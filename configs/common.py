@@ -1,0 +1,149 @@
+"""What all configurations share: every key there is, with the official code's value.
+
+A preset is "variant,dataset", either part may be left out: `configs/v3plus.py:xception_65,voc`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference, placeholder
+
+
+def base() -> ConfigDict:
+    """Keys and defaults. `model` is the keyword list of `deeplab_jax.models.build`."""
+    config = ConfigDict()
+    config.seed = 0
+    config.init_from = ""  # weights to start from: a weight file, or a workdir of ours
+    config.log_every = 50  # steps
+
+    model = config.model = ConfigDict()
+    model.name = "v3plus"
+    model.backbone = "xception_65"
+    model.num_classes = 21
+    model.output_stride = 16
+    model.atrous_rates = FieldReference("auto", field_type=object)  # "auto", None or a tuple
+    model.multi_grid = placeholder(tuple)
+    model.image_pooling = True
+    model.separable = True
+    model.aspp_channels = 256
+    model.decoder_output_stride = placeholder(int)
+    model.decoder_channels = 256
+    model.low_level_channels = 48
+    model.width_multiplier = 1.0
+    model.align_corners = True
+    model.padding = "same"
+    model.batch_norm_decay = placeholder(float)  # None: the official code's
+    model.batch_norm_epsilon = placeholder(float)
+    model.dtype = "float32"  # "bfloat16": mixed precision
+
+    data = config.data = ConfigDict()
+    data.name = "synthetic"  # synthetic, folder, voc
+    data.root = ""
+    data.train_split = "train"
+    data.normalization = "zero_mean"  # "imagenet" for weights trained in PyTorch
+    data.crop_size = (513, 513)
+    data.min_scale_factor = 0.5
+    data.max_scale_factor = 2.0
+    data.scale_factor_step_size = 0.25
+    data.flip = True
+    data.ignore_label = 255
+    data.num_threads = 4
+    data.cache = False  # keep decoded synthetic scenes in memory
+    data.synthetic = ConfigDict(dict(seed=0, version=1, depth=False))
+
+    train = config.train = ConfigDict()
+    train.steps = 30_000
+    train.batch_size = 16
+    train.accumulation_steps = 1
+    train.fine_tune_batch_norm = True
+    train.checkpoint_every = 1000
+    train.keep_checkpoints = 3
+    train.eval_every = 5000
+
+    optim = config.optim = ConfigDict()
+    optim.learning_rate = 0.007
+    optim.learning_power = 0.9
+    optim.momentum = 0.9
+    optim.weight_decay = 4e-5
+    optim.last_layer_gradient_multiplier = 1.0
+    optim.bias_gradient_multiplier = 2.0
+
+    evaluation = config.eval = ConfigDict()
+    evaluation.split = "val"
+    evaluation.batch_size = 1
+    evaluation.crop_size = FieldReference((513, 513), field_type=object)  # None: each image's own
+    evaluation.model = ConfigDict()  # the same variables at another stride
+    evaluation.model.output_stride = placeholder(int)
+    evaluation.model.atrous_rates = FieldReference(None, field_type=object)
+    evaluation.class_subset = ()  # ids averaged into mean_iou_N beside the whole
+    evaluation.trimap_widths = (1, 2, 5, 10, 20, 40)  # px
+    evaluation.panels = 8  # images shown beside truth and prediction
+
+    predict = config.predict = ConfigDict()
+    predict.crop_size = FieldReference(None, field_type=object)
+    predict.normalization = data.get_ref("normalization")
+    predict.align_corners = model.get_ref("align_corners")
+    return config
+
+
+def synthetic(config: ConfigDict) -> None:
+    """The embedded scenes: whole images of 193 px, so rates shrink with them."""
+    config.data.name = "synthetic"
+    config.data.crop_size = config.eval.crop_size = (193, 193)
+    config.data.min_scale_factor, config.data.max_scale_factor = 0.75, 1.25
+    config.data.scale_factor_step_size = 0.0
+    config.data.cache = True
+    config.model.num_classes = 9
+    config.model.atrous_rates = (2, 4, 6)  # 6, 12, 18 would see only padding on 13x13 features
+    config.eval.batch_size = 10
+
+
+def voc(config: ConfigDict) -> None:
+    """PASCAL VOC 2012 with the SBD annotations ([V3+] Sec. 4)."""
+    config.data.name = "voc"
+    config.data.train_split = "train_aug"
+    config.model.num_classes = 21
+    config.model.atrous_rates = "auto"
+
+
+def folder(config: ConfigDict) -> None:
+    """A user's own images/ and masks/: set data.root and model.num_classes."""
+    config.data.name = "folder"
+    config.model.atrous_rates = "auto"
+    config.eval.crop_size = None
+
+
+DATASETS = {"synthetic": synthetic, "voc": voc, "folder": folder}
+
+
+def compose(preset: str, variants: dict, default: str, embedded: dict | None = None) -> ConfigDict:
+    """The config of "variant,dataset".
+
+    Args:
+      preset: what stands after the colon.
+      variants: {name: function(config)}.
+      default: the variant where only a dataset is named.
+      embedded: {variant: function(config)} recipes for the synthetic data; the first one is what
+        an empty preset means.
+
+    Raises:
+      ValueError: for a word that is neither.
+    """
+    words = [word.strip() for word in preset.split(",") if word.strip()]
+    unknown = [word for word in words if word not in variants and word not in DATASETS]
+    if unknown:
+        raise ValueError(
+            f"no preset {unknown[0]!r}; variants: {', '.join(variants)}; "
+            f"datasets: {', '.join(DATASETS)}"
+        )
+    embedded = embedded or {}
+    variant = next((w for w in words if w in variants), None)
+    dataset = next((w for w in words if w in DATASETS), "synthetic")
+    if len(words) > (variant is not None) + (dataset in words):
+        raise ValueError(f"preset {preset!r}: at most one variant and one dataset")
+    if variant is None:
+        variant = next(iter(embedded)) if dataset == "synthetic" and embedded else default
+    config = base()
+    variants[variant](config)
+    DATASETS[dataset](config)
+    if dataset == "synthetic" and variant in embedded:
+        embedded[variant](config)
+    return config

@@ -1,0 +1,104 @@
+"""Checkpoints of the train state and the data position, by Orbax; nothing half-written counts."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from deeplab_jax.errors import WeightsError
+
+FOLDER = "checkpoints"
+
+
+def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
+    """Manages workdir/checkpoints. Use it in a `with`: leaving without closing loses saves."""
+    return ocp.CheckpointManager(
+        (workdir / FOLDER).absolute(),
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            cleanup_tmp_directories=True,
+        ),
+    )
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any, position: dict) -> None:
+    """Begins saving `state` (a pytree) and `position` (JSON: where the data stream is)."""
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
+        ),
+    )
+
+
+def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, dict]:
+    """Returns (state shaped and placed like `like`, position) of a saved step.
+
+    Raises:
+      WeightsError: if the checkpoint is damaged or belongs to another model.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+        found = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
+            ),
+        )
+    except Exception as error:  # Orbax raises many kinds, some of them bare Exception
+        raise WeightsError(
+            f"{manager.directory}/{step}: cannot be restored: it is damaged, or it belongs to "
+            f"another model or optimizer ({_first_line(error)}). Use the configuration it was "
+            "trained with, or another --workdir"
+        ) from error
+    return found.state, found.position
+
+
+def latest_step(workdir: Path) -> int | None:
+    """The newest complete step in workdir/checkpoints, or None."""
+    if not (workdir / FOLDER).is_dir():
+        return None
+    steps = [int(p.name) for p in (workdir / FOLDER).iterdir() if p.name.isdigit()]
+    return max(steps, default=None)
+
+
+def load_variables(workdir: Path, like: Any) -> tuple[Any, int]:
+    """({"params", "batch_stats"}, step) of the newest checkpoint in a workdir of ours.
+
+    Args:
+      like: variables of the wanted structure (arrays or ShapeDtypeStructs).
+
+    Raises:
+      WeightsError: if there is none or it does not fit.
+    """
+    step = latest_step(workdir)
+    if step is None:
+        raise WeightsError(f"{workdir}: no checkpoint in {workdir / FOLDER}; train there first")
+    path = (workdir / FOLDER / str(step) / "state").absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            # No target: the optimizer's state comes along and is dropped, whatever it was.
+            found = checkpointer.restore(path)
+        except Exception as error:
+            raise WeightsError(f"{path}: cannot be read ({_first_line(error)})") from error
+    found = {key: found[key] for key in ("params", "batch_stats")}
+    if (theirs := _shapes(found)) != (ours := _shapes(like)):
+        differing = sorted(theirs.items() ^ ours.items())[:6]
+        raise WeightsError(
+            f"{path}: belongs to another model; the first differences: "
+            + ", ".join(f"{name} {shape}" for name, shape in differing)
+        )
+    return jax.tree.map(lambda leaf, array: array.astype(leaf.dtype), like, found), step
+
+
+def _shapes(tree) -> dict[str, tuple]:
+    return {
+        jax.tree_util.keystr(path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

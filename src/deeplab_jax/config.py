@@ -1,0 +1,96 @@
+"""Configurations: loading a config file with its preset, overrides, and what follows from them."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from deeplab_jax.errors import ConfigError, did_you_mean
+from deeplab_jax.runtime import finite
+
+
+def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ml_collections.ConfigDict:
+    """Loads "FILE.py" or "FILE.py:preset"; the file is executed, so trust it as you trust code.
+
+    Args:
+      spec: path of a file with `get_config(preset)`, and what to pass to it.
+      overrides: {"optim.learning_rate": 0.01, ...}.
+
+    Raises:
+      ConfigError: no such file, preset or key, or a value of the wrong type.
+    """
+    path, _, preset = spec.partition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such config file")
+    allow_siblings(path)
+    module_spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    try:
+        config = module.get_config(preset)
+    except ValueError as error:
+        raise ConfigError(f"{spec}: {error}") from error
+    config.lock()
+    for key, value in (overrides or {}).items():
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (KeyError, AttributeError) as error:
+            raise ConfigError(unknown_key(config, key)) from error
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config.{key}={value!r}: {error}") from error
+    return config
+
+
+def allow_siblings(path: str | Path) -> None:
+    """Lets a config file import its neighbours (`import common`), wherever it is run from."""
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def unknown_key(config: ml_collections.ConfigDict, key: str) -> str:
+    """The sentence for a key that is not in the config, with the nearest that is."""
+    keys = flat(config)
+    hint = did_you_mean(key, keys)
+    if not hint:  # the right leaf in the wrong place, or a typo in a long path
+        leaves = {k.split(".")[-1]: k for k in keys}
+        near = did_you_mean(key.split(".")[-1], leaves)
+        hint = near and f" (did you mean {leaves[near.split(chr(39))[1]]!r}?)"
+    return f"config has no {key!r}{hint}"
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim.learning_rate": 0.007, ...}"""
+    out = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) or hasattr(value, "items"):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
+    return out
+
+
+def eval_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of `models.build` for evaluation: `config.model` with `config.eval.model` over it.
+
+    Rates that were written out for training keep their reach in pixels when the output stride
+    changes: 6,12,18 at 16 become 12,24,36 at 8 ([V3] Sec. 4.1).
+    """
+    model = dict(config["model"])
+    override = {key: value for key, value in config["eval"]["model"].items() if value is not None}
+    old = model["output_stride"]
+    model |= override
+    rates = model["atrous_rates"]
+    if "atrous_rates" not in override and rates and not isinstance(rates, str):
+        model["atrous_rates"] = tuple(max(1, r * old // model["output_stride"]) for r in rates)
+    return model
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+    """The resolved configuration as plain JSON; YAML of a ConfigDict would carry Python objects."""
+    as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return json.dumps(finite(as_dict), indent=1) + "\n"

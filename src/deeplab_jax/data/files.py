@@ -1,0 +1,302 @@
+"""Images and masks on disk: reading them without guessing, and datasets made of folders of them."""
+
+import dataclasses
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from deeplab_jax.data.labels import IGNORE_LABEL
+from deeplab_jax.errors import DataError, did_you_mean, first_few
+
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+MASK_FORMATS = ("PNG", "TIFF", "BMP")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+MAX_PIXELS = 200_000_000
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Reads an image as RGB, [H, W, 3] uint8, turned upright by its EXIF orientation.
+
+    Raises:
+      DataError: if the file is missing, truncated, no image, or larger than `MAX_PIXELS`.
+    """
+    with _opened(path, IMAGE_FORMATS, "image") as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("I;16", "I", "F"):
+            raise DataError(
+                f"{path}: a {image.mode} image (more than 8 bits a channel); convert it to 8-bit "
+                "RGB or grey first, so that you choose how its range is mapped"
+            )
+        return np.asarray(image.convert("RGB"))
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Reads a mask's ids as stored, [H, W] uint8 or int32: palette indices, grey or 16-bit values.
+
+    Nothing is converted: a palette read "as grey" gives ids that no one annotated.
+
+    Raises:
+      DataError: as `read_image`; also for colour masks, whose colours need a colour map.
+    """
+    with _opened(path, MASK_FORMATS, "mask") as mask:
+        if mask.mode == "1":
+            return np.asarray(mask).astype(np.uint8)
+        if mask.mode in ("P", "L"):
+            return np.asarray(mask)
+        if mask.mode.startswith("I"):  # "I;16", "I": 16 bits and more
+            return np.asarray(mask).astype(np.int32)
+        raise DataError(
+            f"{path}: a mask in {mask.mode} colours; masks hold one class id a pixel (8-bit grey, "
+            "16-bit grey or palette PNG). Write the ids instead of the colours"
+        )
+
+
+class _opened:
+    """Opens and fully decodes an image, turning every way that can fail into a DataError."""
+
+    def __init__(self, path, formats, what):
+        self.path, self.formats, self.what = Path(path), formats, what
+
+    def __enter__(self) -> Image.Image:
+        try:
+            with warnings.catch_warnings():
+                # Pillow's own alarm is at 89 megapixels; ours is MAX_PIXELS, checked below.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                self.image = Image.open(self.path, formats=self.formats)
+            width, height = self.image.size
+            if width * height > MAX_PIXELS:
+                self.image.close()
+                raise DataError(
+                    f"{self.path}: {width}x{height} pixels, more than the limit of {MAX_PIXELS}"
+                )
+            self.image.load()
+        except FileNotFoundError as error:
+            raise DataError(f"{self.path}: no such {self.what}") from error
+        except IsADirectoryError as error:
+            raise DataError(f"{self.path}: a folder where an {self.what} was expected") from error
+        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"{self.path}: not a readable {self.what} ({', '.join(self.formats)} are read, "
+                f"the file has {self.path.stat().st_size} bytes); replace or remove it"
+            ) from error
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{self.path}: damaged or truncated {self.what} ({error}); replace or remove it"
+            ) from error
+        return self.image
+
+    def __exit__(self, *_):
+        self.image.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Random-access source of image and mask files.
+
+    Attributes:
+      images, masks: paths, in the same order.
+      num_classes: ids from 0 up to this are classes.
+      ignore_label: the id that counts for nothing.
+    """
+
+    images: Sequence[Path]
+    masks: Sequence[Path]
+    num_classes: int
+    ignore_label: int = IGNORE_LABEL
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        """{"image" [H, W, 3] uint8, "label" [H, W] integer, "name"}; checks sizes and ids.
+
+        Raises:
+          DataError: naming the file and what is wrong with it.
+        """
+        image, mask = read_image(self.images[index]), read_mask(self.masks[index])
+        if image.shape[:2] != mask.shape:
+            raise DataError(
+                f"{self.masks[index]}: mask of {_size(mask)} for an image of {_size(image)} "
+                f"({self.images[index]}); they must be the same size"
+            )
+        check_ids(mask, self.num_classes, self.ignore_label, self.masks[index])
+        return {"image": image, "label": mask, "name": self.images[index].stem}
+
+
+def check_ids(mask: np.ndarray, num_classes: int, ignore_label: int, path) -> None:
+    """Raises DataError if `mask` holds an id that is neither a class nor `ignore_label`."""
+    if mask.dtype == np.uint8:
+        present = np.bincount(mask.ravel(), minlength=256).nonzero()[0]
+    else:
+        present = np.unique(mask)
+    wrong = present[(present != ignore_label) & ((present < 0) | (present >= num_classes))]
+    if not wrong.size:
+        return
+    hint = "raise model.num_classes, or map these ids to classes"
+    if len(wrong) > 30:
+        hint = "so many ids suggest a grey picture, a JPEG or smoothed edges rather than a mask"
+    elif 255 in wrong:
+        hint = "255 usually marks void: set data.ignore_label=255"
+    raise DataError(
+        f"{path}: ids {_ids(wrong)} are outside the {num_classes} classes 0..{num_classes - 1} "
+        f"(ignore_label {ignore_label}; all ids in it: {_ids(present)}); {hint}"
+    )
+
+
+def _ids(ids: np.ndarray) -> str:
+    shown = ", ".join(str(int(i)) for i in ids[:12])
+    return shown + (f", ... ({len(ids)} ids)" if len(ids) > 12 else "")
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+# --- layouts ---------------------------------------------------------------------------------
+
+
+def voc(root: str | Path, split: str, num_classes: int, ignore_label: int) -> Pairs:
+    """PASCAL VOC: JPEGImages, SegmentationClassAug (or SegmentationClass), and a list a split.
+
+    Lists are looked for in `lists/` and `ImageSets/Segmentation/`.
+    """
+    root = _existing(root)
+    masks = root / "SegmentationClassAug"
+    if not masks.is_dir():
+        masks = root / "SegmentationClass"
+    lists = root / "lists"
+    if not lists.is_dir():
+        lists = root / "ImageSets" / "Segmentation"
+    for folder in (root / "JPEGImages", masks, lists):
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; data.name=voc expects VOC's own layout")
+    names = _read_list(lists, split)
+    return _paired(
+        [root / "JPEGImages" / f"{name}.jpg" for name in names],
+        [masks / f"{name}.png" for name in names],
+        num_classes,
+        ignore_label,
+    )
+
+
+def folder(root: str | Path, split: str, num_classes: int, ignore_label: int) -> Pairs:
+    """A user's own folder: images/ and masks/ with the same stems, and optional split lists.
+
+    `train.txt` and `val.txt` (in the root or in `lists/`) name the stems of each split. Without
+    them a tenth of the images, chosen by their names, is "val" and the rest "train"; "all" is
+    both.
+    """
+    root = _existing(root)
+    images = _by_stem(root / "images", IMAGE_SUFFIXES)
+    masks = _by_stem(root / "masks", MASK_SUFFIXES)
+    unmatched = sorted(images.keys() ^ masks.keys())
+    if unmatched:
+        lines = [
+            f"{images[stem]}: no mask" if stem in images else f"{masks[stem]}: no image"
+            for stem in unmatched
+        ]
+        raise DataError(
+            f"{len(unmatched)} files in {root} have no partner of the same name:\n"
+            + first_few(lines)
+        )
+    if not images:
+        raise DataError(
+            f"{root / 'images'}: no images ({', '.join(IMAGE_SUFFIXES)}) with masks of the same "
+            f"name in {root / 'masks'}"
+        )
+    lists = root / "lists" if (root / "lists").is_dir() else root
+    if split == "all":
+        names = sorted(images)
+    elif list(lists.glob("*.txt")):
+        names = _read_list(lists, split)
+    else:
+        names = _tenth(sorted(images), split, root)
+    missing = [f"{name} (in {lists / split}.txt)" for name in names if name not in images]
+    if missing:
+        raise DataError(f"{len(missing)} listed images do not exist:\n{first_few(missing)}")
+    return Pairs(
+        [images[name] for name in names], [masks[name] for name in names], num_classes, ignore_label
+    )
+
+
+def find_images(path: str | Path) -> list[Path]:
+    """The images that a file, a folder (not its subfolders) or a glob stands for, sorted.
+
+    Raises:
+      DataError: if there are none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    else:
+        anchor = Path(path.anchor) if path.is_absolute() else Path()
+        found = [p for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file()]
+    if not found:
+        raise DataError(
+            f"{path}: no image found; give a file, a folder of {', '.join(IMAGE_SUFFIXES)} files, "
+            "or a quoted glob"
+        )
+    return sorted(found)
+
+
+def _existing(root: str | Path) -> Path:
+    if not str(root):
+        raise DataError("this dataset needs a folder: --config.data.root=DIR")
+    if not Path(root).is_dir():
+        raise DataError(f"{root}: no such folder (data.root)")
+    return Path(root)
+
+
+def _by_stem(directory: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    if not directory.is_dir():
+        raise DataError(f"{directory}: no such folder; data.root needs images/ and masks/")
+    found = {}
+    for path in sorted(directory.iterdir()):
+        if path.suffix.lower() not in suffixes:
+            continue
+        if path.stem in found:
+            raise DataError(f"{path} and {found[path.stem].name} have the same name; keep one")
+        found[path.stem] = path
+    return found
+
+
+def _read_list(lists: Path, split: str) -> list[str]:
+    path = lists / f"{split}.txt"
+    if not path.is_file():
+        known = sorted(p.stem for p in lists.glob("*.txt"))
+        raise DataError(
+            f"{path}: no such split list; there are {', '.join(known) or 'none'}"
+            + did_you_mean(split, known)
+        )
+    names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{path}: the list is empty")
+    outside = [name for name in names if ".." in Path(name).parts or Path(name).is_absolute()]
+    if outside:
+        raise DataError(f"{path}: names must stay inside the dataset:\n{first_few(outside)}")
+    return names
+
+
+def _tenth(names: list[str], split: str, root: Path) -> list[str]:
+    if split not in ("train", "val"):
+        raise DataError(f"{root}: split {split!r} needs a list {split}.txt")
+    by_hash = sorted(names, key=lambda name: zlib.crc32(name.encode()))
+    val = set(by_hash[: max(1, len(names) // 10)])
+    chosen = [name for name in names if (name in val) == (split == "val")]
+    if not chosen:
+        raise DataError(f"{root}: a single image cannot be split; add more, or write train.txt")
+    return chosen
+
+
+def _paired(images: list[Path], masks: list[Path], num_classes: int, ignore_label: int) -> Pairs:
+    missing = [path for path in (*images, *masks) if not path.is_file()]
+    if missing:
+        raise DataError(f"{len(missing)} listed files do not exist:\n{first_few(missing)}")
+    return Pairs(images, masks, num_classes, ignore_label)

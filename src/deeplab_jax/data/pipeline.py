@@ -1,0 +1,141 @@
+"""From a source to batches, with grain: same order and augmentation for the same seed, anywhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+from deeplab_jax.data import files
+from deeplab_jax.data.labels import SYNTHETIC_CLASSES, VOC_CLASSES, Labels, labels
+from deeplab_jax.data.synthetic import Synthetic
+from deeplab_jax.data.transforms import Augment, normalization, pad_to
+from deeplab_jax.errors import ConfigError, did_you_mean
+
+DATASETS = ("synthetic", "folder", "voc")
+
+
+def source(data: Mapping[str, Any], split: str, num_classes: int):
+    """The random-access source that `config.data` names, one split of it.
+
+    Raises:
+      ConfigError: for an unknown dataset name.
+      DataError: for files that are not there.
+    """
+    name = data["name"]
+    if name == "synthetic":
+        options = data["synthetic"]
+        try:
+            return (
+                _Cached(Synthetic(split, **options))
+                if data["cache"]
+                else Synthetic(split, **options)
+            )
+        except ValueError as error:
+            raise ConfigError(f"data.synthetic: {error}") from error
+    if name not in DATASETS:
+        raise ConfigError(
+            f"data.name {name!r} is not one of {', '.join(DATASETS)}" + did_you_mean(name, DATASETS)
+        )
+    layout = {"folder": files.folder, "voc": files.voc}[name]
+    return layout(data["root"], split, num_classes, data["ignore_label"])
+
+
+def class_labels(data: Mapping[str, Any], num_classes: int) -> Labels:
+    """Names and colours of the dataset's classes; a folder may name its own in classes.txt."""
+    if data["name"] == "folder":
+        path = files.Path(data["root"]) / "classes.txt"
+        names = path.read_text("utf-8").split("\n") if path.is_file() else []
+        return labels([name.strip() for name in names if name.strip()], num_classes)
+    known = {"synthetic": SYNTHETIC_CLASSES, "voc": VOC_CLASSES}
+    return labels(known[data["name"]], num_classes)
+
+
+class _Cached:
+    """Keeps every example of a source once it was made; for sources that fit in memory."""
+
+    def __init__(self, source):
+        self.source, self.examples = source, {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict:
+        index = int(index)
+        if index not in self.examples:
+            self.examples[index] = self.source[index]
+        return self.examples[index]
+
+    def __repr__(self) -> str:
+        return repr(self.source)
+
+
+def train_iterator(source, data: Mapping[str, Any], seed: int, batch_size: int):
+    """Endless grain iterator of {"image" [B, h, w, C] float32 0..255, "label" [B, h, w] int32}.
+
+    Each epoch has an order of its own; every example is augmented from a random generator of
+    its place in the stream. `get_state()` and `set_state()` save and restore the position.
+    """
+    channels = source[0]["image"].shape[-1]
+    augment = Augment(
+        crop_size=tuple(data["crop_size"]),
+        min_scale_factor=data["min_scale_factor"],
+        max_scale_factor=data["max_scale_factor"],
+        scale_factor_step_size=data["scale_factor_step_size"],
+        flip=data["flip"],
+        pad_value=tuple(normalization(data["normalization"], channels)[0]),
+        ignore_label=data["ignore_label"],
+    )
+    dataset = (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(augment)
+        .batch(batch_size, drop_remainder=True)
+    )
+    threads = grain.ReadOptions(
+        num_threads=data["num_threads"], prefetch_buffer_size=max(2, data["num_threads"])
+    )
+    return iter(dataset.to_iter_dataset(threads))
+
+
+def eval_batches(source, crop_size, pad_value, batch_size: int):
+    """Yields (padded images [B, H, W, C] float32, examples): whole images, in order, never scaled.
+
+    Images are padded at the bottom and right, to `crop_size` if they fit in it, else to the next
+    size on a grid of 64 px, so that a set of odd sizes needs few compilations. A batch holds
+    images of one padded size; where there are too few, the last is repeated (and has no example).
+
+    Args:
+      source: random access; gives {"image", ...}.
+      crop_size: (height, width), or None for the grid alone.
+      pad_value: [C] image value of the padding, the mean pixel.
+      batch_size: images a batch.
+    """
+    dataset = grain.MapDataset.source(source)
+    waiting: dict[tuple[int, int], list[dict]] = {}
+    for example in dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    ):
+        size = padded_size(example["image"].shape[:2], crop_size)
+        group = waiting.setdefault(size, [])
+        group.append(example)
+        if len(group) == batch_size:
+            yield _padded(waiting.pop(size), size, pad_value, batch_size)
+    for size, group in waiting.items():
+        yield _padded(group, size, pad_value, batch_size)
+
+
+def _padded(group: list[dict], size, pad_value, batch_size: int):
+    images = [pad_to(e["image"].astype(np.float32), size, pad_value) for e in group]
+    images += images[-1:] * (batch_size - len(images))
+    return np.stack(images), group
+
+
+def padded_size(size: tuple[int, int], crop_size: tuple[int, int] | None) -> tuple[int, int]:
+    """The size that an image of `size` is padded to: `crop_size` if it fits, else 64 k + 1."""
+    if crop_size is not None and all(n <= c for n, c in zip(size, crop_size)):
+        return tuple(crop_size)
+    # 64 k + 1 is on the grid of every output stride: corners stay aligned with align_corners.
+    return tuple(-(-(n - 1) // 64) * 64 + 1 for n in size)

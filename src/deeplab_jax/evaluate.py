@@ -1,0 +1,163 @@
+"""Evaluation over a whole split: one confusion matrix, a table, trimaps, pictures."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from deeplab_jax import metrics, pictures, runtime
+from deeplab_jax.data import pipeline
+from deeplab_jax.data.labels import Labels
+from deeplab_jax.data.transforms import normalization
+from deeplab_jax.predict import label_maps
+
+TRIMAP_REACH = 40  # px; farther from a boundary nothing is counted by distance
+
+
+class Tally:
+    """Counts of a whole split: a confusion matrix, and one for each trimap width."""
+
+    def __init__(self, num_classes: int, ignore_label: int, trimap_widths: Sequence[int] = ()):
+        self.num_classes, self.ignore_label = num_classes, ignore_label
+        self.widths = tuple(trimap_widths)
+        self.total = np.zeros((num_classes, num_classes), np.int64)
+        self.bands = {width: self.total.copy() for width in self.widths}
+
+    def add(self, labels: np.ndarray, preds: np.ndarray) -> None:
+        """labels and preds [H, W]."""
+        self.total += metrics.confusion(labels, preds, self.num_classes, self.ignore_label)
+        if self.widths:
+            distance = metrics.boundary_distance(labels, self.ignore_label)
+            for width in self.widths:
+                near = distance <= width
+                self.bands[width] += metrics.confusion(
+                    labels[near], preds[near], self.num_classes, self.ignore_label
+                )
+
+    def results(self, names: Sequence[str], class_subset: Sequence[int] = ()) -> dict[str, Any]:
+        """The split's figures; shares in 0..1, NaN where there is nothing to measure."""
+        results = {
+            "mean_iou": metrics.mean_iou(self.total),
+            "pixel_accuracy": metrics.pixel_accuracy(self.total),
+        }
+        if class_subset:
+            subset = metrics.mean_iou(self.total, class_subset)
+            results[f"mean_iou_{len(class_subset)}"] = subset
+        results["iou"] = dict(zip(names, metrics.class_iou(self.total).tolist()))
+        predicted = self.total.sum(axis=0) / max(self.total.sum(), 1)
+        results["predicted_share"] = dict(zip(names, predicted.tolist()))
+        if self.widths:
+            results["trimap_mean_iou"] = {
+                str(width): metrics.mean_iou(band) for width, band in self.bands.items()
+            }
+        return results
+
+
+def evaluate(
+    module: nn.Module,
+    variables: Any,
+    source,
+    config: Mapping[str, Any],
+    labels: Labels,
+    *,
+    mesh,
+    trimap_widths: Sequence[int] = (),
+    panels: int = 0,
+    what: str = "eval",
+) -> tuple[dict[str, Any], Tally, list[list[np.ndarray]]]:
+    """Predicts every image of `source`, whole and at its own size, and scores it.
+
+    Args:
+      module, variables: the network at the output stride to evaluate at.
+      source: random access; {"image", "label"}.
+      config: the whole configuration; `eval`, `data` and `model` are read.
+      labels: names and colours.
+      mesh: the devices.
+      trimap_widths: in px; () measures none.
+      panels: how many images to show beside truth and prediction, spread over the split.
+      what: word for the progress bar.
+
+    Returns:
+      (figures, counts, rows of [image, truth, prediction] pictures).
+    """
+    data, num_classes = config["data"], config["model"]["num_classes"]
+    ignore_label = data["ignore_label"]
+    batch_size = config["eval"]["batch_size"]
+    runtime.check_batch_size("eval.batch_size", batch_size, mesh.size)
+    channels = source[0]["image"].shape[-1]
+    tally = Tally(num_classes, ignore_label, trimap_widths)
+    shown = set(np.linspace(0, len(source) - 1, panels).astype(int).tolist()) if panels else set()
+    rows, seen = [], 0
+    with runtime.Progress(len(source), what) as progress:
+        for images, examples in pipeline.eval_batches(
+            source,
+            config["eval"]["crop_size"],
+            normalization(data["normalization"], channels)[0],
+            batch_size,
+        ):
+            preds = label_maps(
+                module,
+                variables,
+                runtime.shard_batch(images, mesh),
+                normalization=data["normalization"],
+                align_corners=config["model"]["align_corners"],
+            )
+            for pred, example in zip(np.asarray(preds), examples):
+                truth = example["label"]
+                pred = pred[: truth.shape[0], : truth.shape[1]]
+                tally.add(truth, pred)
+                if seen in shown:
+                    rows.append(_row(example["image"], truth, pred, labels, ignore_label))
+                seen += 1
+            progress.advance(len(examples))
+    return tally.results(labels.names, config["eval"]["class_subset"]), tally, rows
+
+
+def _row(image, truth, pred, labels: Labels, ignore_label: int) -> list[np.ndarray]:
+    image = image[..., :3]
+    void = (truth == ignore_label)[..., None]
+    truth = np.where(void, pictures.PAPER, labels.palette[truth.astype(np.uint8)]).astype(np.uint8)
+    return [pictures.fit(x, 320) for x in (image, truth, labels.palette[pred])]
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The per-class table and the totals, for people. An absent class shows as "–"."""
+    width = max(len(name) for name in results["iou"])
+    lines = [f"{'class':<{width}}   IoU %   predicted %"]
+    for name, iou in results["iou"].items():
+        shown = "–" if np.isnan(iou) else f"{100 * iou:.2f}"
+        lines.append(
+            f"{name:<{width}}  {shown:>6}  {100 * results['predicted_share'][name]:>11.2f}"
+        )
+    for key, value in results.items():
+        if key.startswith("mean_iou") or key == "pixel_accuracy":
+            lines.append(f"{key.replace('_', ' ')}: {100 * value:.2f} %")
+    for width, value in results.get("trimap_mean_iou", {}).items():
+        lines.append(f"mean iou within {width} px of a boundary: {100 * value:.2f} %")
+    taken = [name for name, share in results["predicted_share"].items() if share > 0]
+    if len(taken) == 1:
+        lines.append(
+            f"warning: every pixel is predicted {taken[0]!r}. Trained too short, a wrong "
+            "learning rate, wrong mask ids (see --mode=check_data) or batch norm never updated"
+        )
+    return "\n".join(lines)
+
+
+def write(folder: Path, results: Mapping[str, Any], tally: Tally, rows, labels: Labels) -> None:
+    """Writes results.json, confusion.csv, confusion.png, legend.png and panel.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runtime.write_whole(
+        folder / "results.json", json.dumps(runtime.finite(results), indent=1) + "\n"
+    )
+    header = ",".join(["truth \\ prediction", *labels.names])
+    lines = [",".join([name, *map(str, row)]) for name, row in zip(labels.names, tally.total)]
+    runtime.write_whole(folder / "confusion.csv", "\n".join([header, *lines]) + "\n")
+    picture = pictures.confusion_matrix(tally.total, labels.names)
+    runtime.write_whole(folder / "confusion.png", pictures.png(picture))
+    runtime.write_whole(folder / "legend.png", pictures.png(pictures.legend(labels)))
+    if rows:
+        picture = pictures.panel(rows, ("image", "truth", "prediction"))
+        runtime.write_whole(folder / "panel.png", pictures.png(picture))

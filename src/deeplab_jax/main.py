@@ -1,0 +1,276 @@
+"""The command line: reads flags, calls the library, turns user errors into a line and a code."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from deeplab_jax import check_data as checking
+from deeplab_jax import checkpoint, evaluate, importers, models, pictures, runtime
+from deeplab_jax import config as configuration
+from deeplab_jax import predict as prediction
+from deeplab_jax import train as training
+from deeplab_jax.data import files, pipeline
+from deeplab_jax.data.transforms import normalization
+from deeplab_jax.errors import ConfigError, UserError, WeightsError, did_you_mean
+
+MODES = ("train", "eval", "predict", "check_data")
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file(
+    "config", None, "FILE.py or FILE.py:preset; --config.a.b=value overrides. The file is executed."
+)
+flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and pictures.")
+flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
+flags.DEFINE_string("input", None, "predict: an image, a folder of images, or a quoted glob.")
+flags.DEFINE_string("output", None, "predict: folder for the results; default WORKDIR/predictions.")
+flags.DEFINE_bool("debug", False, "Show the stack trace of a user error.")
+
+
+def run(config, mode: str, workdir: Path, input: str | None = None, output: Path | None = None):
+    """Does one mode; what the command line and the tests call.
+
+    Args:
+      config: see configs/common.py.
+      mode: one of `MODES`.
+      workdir: for everything that is written.
+      input: predict: file, folder or glob.
+      output: predict: where to, if not workdir/predictions.
+
+    Returns:
+      The figures of the evaluation (train, eval), or None.
+
+    Raises:
+      UserError: with the sentence for the user and the exit code.
+    """
+    runs = {"train": _train, "eval": _eval, "predict": _predict, "check_data": _check_data}
+    if mode not in runs:
+        raise ConfigError(
+            f"--mode={mode} is not one of {', '.join(MODES)}" + did_you_mean(mode, MODES)
+        )
+    if mode == "predict":
+        return _predict(config, workdir, input, output)
+    return runs[mode](config, workdir)
+
+
+def _train(config, workdir: Path):
+    module, eval_module = _build(config)
+    mesh = runtime.data_mesh()
+    runtime.check_batch_size("train.batch_size", config.train.batch_size, mesh.size)
+    source = pipeline.source(config.data, config.data.train_split, config.model.num_classes)
+    val_source = pipeline.source(config.data, config.eval.split, config.model.num_classes)
+    labels = pipeline.class_labels(config.data, config.model.num_classes)
+    channels = source[0]["image"].shape[-1]
+    variables = training.init_variables(module, config.seed, channels)
+    if config.init_from and not checkpoint.latest_step(workdir):
+        variables = _load(config.init_from, variables)
+    batches = pipeline.train_iterator(source, config.data, config.seed, config.train.batch_size)
+
+    runtime.write_whole(workdir / "config.json", configuration.to_json(config))
+    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    runtime.say(
+        f"{config.model.name} {config.model.backbone}: {parameters:,} parameters, "
+        f"{len(source)} training and {len(val_source)} {config.eval.split} images, "
+        f"{mesh.size} {mesh.devices.flat[0].device_kind} device(s)"
+    )
+
+    def evaluate_between(variables, step):
+        results, _, _ = evaluate.evaluate(
+            eval_module, variables, val_source, config, labels, mesh=mesh
+        )
+        _write_metrics(workdir, step, config.eval.split, results)
+        runtime.say(f"step {step}  {config.eval.split} mean iou {100 * results['mean_iou']:.2f} %")
+
+    variables = training.train(
+        module,
+        variables,
+        batches,
+        config,
+        workdir,
+        mesh=mesh,
+        evaluate=evaluate_between,
+        position_check={
+            "training images": len(source),
+            "train.batch_size": config.train.batch_size,
+            "seed": config.seed,
+        },
+    )
+    return _evaluate_fully(
+        config, workdir, eval_module, variables, val_source, labels, config.train.steps
+    )
+
+
+def _eval(config, workdir: Path):
+    module, eval_module = _build(config)
+    source = pipeline.source(config.data, config.eval.split, config.model.num_classes)
+    labels = pipeline.class_labels(config.data, config.model.num_classes)
+    variables, step = _trained(config, workdir, module, source[0]["image"].shape[-1])
+    return _evaluate_fully(config, workdir, eval_module, variables, source, labels, step)
+
+
+def _evaluate_fully(config, workdir, module, variables, source, labels, step):
+    results, tally, rows = evaluate.evaluate(
+        module,
+        variables,
+        source,
+        config,
+        labels,
+        mesh=runtime.data_mesh(),
+        trimap_widths=config.eval.trimap_widths,
+        panels=config.eval.panels,
+    )
+    folder = workdir / "eval"
+    evaluate.write(folder, results, tally, rows, labels)
+    _write_metrics(workdir, step, config.eval.split, results)
+    runtime.say(evaluate.table(results))
+    runtime.say(f"pictures and tables in {folder}")
+    return results
+
+
+def _predict(config, workdir: Path, input: str | None, output: Path | None):
+    if not input:
+        raise ConfigError("--mode=predict needs --input=FILE, FOLDER or a quoted 'GLOB'")
+    paths = files.find_images(input)
+    module, eval_module = _build(config)
+    variables, _ = _trained(config, workdir, module, 3)
+    labels = pipeline.class_labels(config.data, config.model.num_classes)
+    output = output or workdir / "predictions"
+    runtime.write_whole(output / "legend.png", pictures.png(pictures.legend(labels)))
+    classes = [
+        {"id": i, "name": name, "colour": labels.palette[i].tolist()}
+        for i, name in enumerate(labels.names)
+    ]
+    runtime.write_whole(output / "labels.json", json.dumps(classes, indent=1) + "\n")
+    taken = set()
+    with runtime.Progress(len(paths), "predict") as progress:
+        for path in paths:
+            image = files.read_image(path)
+            pred = prediction.predict(eval_module, variables, image, **config.predict)
+            # a.jpg and a.png in one folder: the second keeps its suffix in its name.
+            name = path.stem if path.stem not in taken else path.name.replace(".", "_")
+            taken.add(name)
+            index = pictures.indexed(pred, labels.palette)
+            runtime.write_whole(output / "labels" / f"{name}.png", pictures.png(index))
+            drawn = pictures.overlay(image, pred, labels.palette)
+            runtime.write_whole(output / "overlays" / f"{name}.png", pictures.png(drawn))
+            progress.advance()
+    runtime.say(f"{len(paths)} images segmented: {output}")
+
+
+def _check_data(config, workdir: Path):
+    labels = pipeline.class_labels(config.data, config.model.num_classes)
+    for split in dict.fromkeys((config.data.train_split, config.eval.split)):
+        source = pipeline.source(config.data, split, config.model.num_classes)
+        folder = workdir / "check_data"
+        report = checking.check(source, split, labels, config.data.ignore_label, folder)
+        runtime.say(report)
+        runtime.say(f"contact sheet: {folder / split}.png\n")
+
+
+def _build(config):
+    """(module to train, module to evaluate), over the same variables."""
+    try:
+        normalization(config.data.normalization)
+        return models.build(**config.model), models.build(**configuration.eval_model(config))
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from error
+
+
+def _trained(config, workdir: Path, module, channels: int):
+    """(variables, step): of the workdir's newest checkpoint, else of `init_from`."""
+    like = jax.eval_shape(lambda: training.init_variables(module, 0, channels))
+    if checkpoint.latest_step(workdir) is not None:
+        variables, step = checkpoint.load_variables(workdir, like)
+        runtime.say(f"weights: {workdir}, step {step}")
+        return variables, step
+    if not config.init_from:
+        raise WeightsError(f"{workdir}: no checkpoint here; train first or set --config.init_from")
+    return _load(config.init_from, like), 0
+
+
+def _load(init_from: str, target):
+    if Path(init_from).is_dir():
+        variables, step = checkpoint.load_variables(Path(init_from), target)
+        runtime.say(f"weights: {init_from}, step {step}")
+        return variables
+    variables = importers.load(init_from, target, log=runtime.say)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables)):
+        raise WeightsError(f"{init_from}: a backbone alone; train it before evaluating")
+    return variables
+
+
+def _write_metrics(workdir: Path, step: int, split: str, results) -> None:
+    writer = runtime.MetricWriter(workdir / "metrics.jsonl")
+    writer.write({"step": step, "split": split} | results)
+
+
+def _parse(argv):
+    """absl's parsing, with its errors in our words."""
+    for i, argument in enumerate(argv):
+        if argument in ("--config", "-config") and i + 1 < len(argv):
+            argument = f"--config={argv[i + 1]}"
+        if argument.startswith(("--config=", "-config=")):
+            path = argument.split("=", 1)[1].split(":")[0]
+            if not Path(path).is_file():
+                raise ConfigError(f"--config={path}: no such file")
+            configuration.allow_siblings(path)
+    try:
+        rest = FLAGS(argv)
+    except flags.Error as error:
+        raise ConfigError(_flag_error(str(error))) from error
+    except (AttributeError, KeyError) as error:
+        raise ConfigError(_override_error(argv, error)) from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    if len(rest) > 1:
+        raise ConfigError(f"{rest[1]!r} is no flag; flags begin with --")
+    if FLAGS.config is None:
+        raise ConfigError("--config=FILE.py is missing, for instance --config=configs/v3plus.py")
+    if not FLAGS.workdir:
+        raise ConfigError("--workdir=DIR is missing: where checkpoints and pictures go")
+
+
+def _flag_error(text: str) -> str:
+    return text.replace("flags.", "").strip()
+
+
+def _override_error(argv, error) -> str:
+    """Finds the override that is not in the config and names the nearest key."""
+    spec = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    if spec is None:
+        spec = argv[argv.index("--config") + 1]
+    config = configuration.load(spec)
+    known = configuration.flat(config)
+    for argument in argv:
+        if argument.startswith("--config."):
+            key = argument[len("--config.") :].split("=", 1)[0]
+            if key not in known:
+                return configuration.unknown_key(config, key)
+    return str(error)
+
+
+def main(argv=None) -> int:
+    """Entry point of `python -m deeplab_jax.main` and of the `deeplab` script."""
+    argv = sys.argv if argv is None else argv
+    try:
+        _parse(argv)
+        run(
+            FLAGS.config,
+            FLAGS.mode,
+            Path(FLAGS.workdir),
+            FLAGS.input,
+            Path(FLAGS.output) if FLAGS.output else None,
+        )
+    except UserError as error:
+        if "--debug" in argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

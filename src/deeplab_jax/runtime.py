@@ -1,0 +1,140 @@
+"""The machine: devices, whole files, metrics on disk, progress on screen. No segmentation."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from deeplab_jax.errors import ConfigError
+
+
+def data_mesh() -> jax.sharding.Mesh:
+    """One mesh over all devices, with the axis "data"."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of state that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def shard_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Puts a host's share of a batch on the mesh, split along its first axis."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def check_batch_size(keyword: str, batch_size: int, devices: int) -> None:
+    """Raises ConfigError unless the batch divides over the devices."""
+    if batch_size < 1 or batch_size % devices:
+        near = max(devices, round(batch_size / devices) * devices)
+        raise ConfigError(
+            f"{keyword}={batch_size} does not divide over {devices} devices; {near} would"
+        )
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Writes a file so that no one ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)
+
+
+class MetricWriter:
+    """Appends one JSON object a line to metrics.jsonl; NaN and infinity become null."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def forget_after(self, step: int) -> None:
+        """Drops the lines of later steps, which a resumed run is about to write again."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            write_whole(self.path, "".join(f"{line}\n" for line in kept))
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(finite(values), allow_nan=False) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # the torn last line of a killed run
+
+
+def finite(value: Any) -> Any:
+    """`value` as plain JSON types; numbers that JSON lacks become None."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [finite(item) for item in value]
+    if isinstance(value, (np.generic, jax.Array)):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def say(message: str) -> None:
+    """Prints a line; above the progress bar if there is one."""
+    tqdm.write(message, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere a plain line now and then."""
+
+    def __init__(self, total: int, what: str, initial: int = 0, every_seconds: float = 10.0):
+        self.total, self.what, self.done = total, what, initial
+        self.every = every_seconds
+        self.last = time.monotonic()
+        self.bar = None
+        if sys.stdout.isatty():
+            self.bar = tqdm(total=total, initial=initial, desc=what, file=sys.stdout, leave=False)
+
+    def advance(self, count: int = 1) -> None:
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(count)
+        elif time.monotonic() - self.last > self.every:
+            self.last = time.monotonic()
+            say(f"{self.what} {self.done}/{self.total}")
+
+    def note(self, **values: str) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix(values, refresh=False)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,275 @@
+"""Training: one jitted step over a data mesh, and the loop around it."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from deeplab_jax import checkpoint, losses, optim, runtime
+from deeplab_jax.errors import DataError, NumericsError
+from deeplab_jax.predict import normalize
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes. `step` counts finished steps and is the only clock."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def init_variables(module: nn.Module, seed: int, channels: int = 3) -> Any:
+    """Freshly initialised {"params", "batch_stats"}, float32; no size of image is fixed by it."""
+    image = jnp.zeros((1, 65, 65, channels))
+    return jax.jit(module.init)(jax.random.key(seed), image)
+
+
+def make_step(
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: Mapping[str, Any],
+    mesh: jax.sharding.Mesh,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted train step: (state, {"image", "label"}) → (state, figures of the step).
+
+    The batch is split over the mesh, the state is on every device; losses and batch-norm
+    statistics are of the whole batch. With `train.accumulation_steps` = n the batch goes through
+    the network in n parts: gradients are those of the whole batch, batch norm sees a part at a
+    time. The old state's memory is reused: do not touch it after the call.
+    """
+    data, train = config["data"], config["train"]
+    parts = train["accumulation_steps"]
+    if parts < 1 or train["batch_size"] % (parts * mesh.size):
+        raise ValueError(
+            f"train.batch_size={train['batch_size']} does not split into "
+            f"train.accumulation_steps={parts} parts over {mesh.size} devices"
+        )
+
+    def loss_of_part(params, batch_stats, part, key, count):
+        logits, updated = module.apply(
+            {"params": params, "batch_stats": batch_stats},
+            normalize(part["image"], data["normalization"]),
+            train=True,
+            train_batch_norm=train["fine_tune_batch_norm"],
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        total, _ = losses.softmax_cross_entropy(
+            logits,
+            part["label"],
+            ignore_label=data["ignore_label"],
+            align_corners=config["model"]["align_corners"],
+        )
+        return total / count, updated["batch_stats"]
+
+    def step(state: TrainState, batch):
+        key = jax.random.fold_in(jax.random.key(config["seed"]), state.step)
+        valid = jnp.sum(batch["label"] != data["ignore_label"], dtype=jnp.float32)
+        count = jnp.maximum(valid, 1)  # a batch may be void throughout
+        gradient = jax.value_and_grad(loss_of_part, has_aux=True)
+
+        def accumulate(carry, part_and_key):
+            loss, grads, batch_stats = carry
+            part, key = part_and_key
+            (more, batch_stats), new = gradient(state.params, batch_stats, part, key, count)
+            return (loss + more, jax.tree.map(jnp.add, grads, new), batch_stats), None
+
+        if parts == 1:
+            (loss, batch_stats), grads = gradient(
+                state.params, state.batch_stats, batch, key, count
+            )
+        else:
+            # Rows i, i + n, ...: each part takes as many rows from every device.
+            split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+            start = (0.0, jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
+            # Unrolled on CPU: XLA's convolutions inside a loop are 25 times slower there.
+            (loss, grads, batch_stats), _ = jax.lax.scan(
+                accumulate,
+                start,
+                (split, jax.random.split(key, parts)),
+                unroll=mesh.devices.flat[0].platform == "cpu",
+            )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        figures = {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(grads),
+            "learning_rate": schedule(state.step),
+        }
+        state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return state, figures
+
+    replicated, split = runtime.replicated(mesh), runtime.batch_sharding(mesh)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(replicated, split),
+        out_shardings=(replicated, replicated),
+    )
+
+
+@dataclasses.dataclass
+class Meter:
+    """Figures of the steps since the last line: means on the device, times on the host."""
+
+    batch_size: int
+    waiting: list = dataclasses.field(default_factory=list)
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    data_seconds: float = 0.0
+
+    def finish(self) -> dict[str, float]:
+        """Means since the last call; this is where the host waits for the device."""
+        figures = jax.device_get(self.waiting)
+        elapsed = time.monotonic() - self.started
+        out = {
+            "loss": float(np.mean([f["loss"] for f in figures])),
+            "gradient_norm": float(np.mean([f["gradient_norm"] for f in figures])),
+            "learning_rate": float(figures[-1]["learning_rate"]),
+            "images_per_second": self.batch_size * len(figures) / elapsed,
+            "data_wait_share": self.data_seconds / elapsed,
+        }
+        self.waiting, self.data_seconds, self.started = [], 0.0, time.monotonic()
+        return out
+
+
+def train(
+    module: nn.Module,
+    variables: Any,
+    batches,
+    config: Mapping[str, Any],
+    workdir: Path,
+    *,
+    mesh: jax.sharding.Mesh,
+    evaluate: Callable[[Any, int], None],
+    position_check: Mapping[str, Any],
+) -> Any:
+    """Trains to `config.train.steps`, resuming from workdir's newest checkpoint if there is one.
+
+    Args:
+      module: the network to train.
+      variables: where to start; unused when resuming.
+      batches: iterator with `get_state`, `set_state` (see `data.pipeline.train_iterator`).
+      config: the whole configuration.
+      workdir: gets checkpoints/ and metrics.jsonl.
+      mesh: the devices.
+      evaluate: called with (variables, step) every `train.eval_every` steps, not at the end.
+      position_check: facts on the data stream that a resumed run must share.
+
+    Returns:
+      The trained {"params", "batch_stats"}.
+
+    Raises:
+      NumericsError: when the loss is no longer finite; the last checkpoint before is kept.
+      WeightsError: when the checkpoint does not fit.
+      DataError: from the source.
+    """
+    train, steps = config["train"], config["train"]["steps"]
+    schedule = optim.poly_schedule(
+        config["optim"]["learning_rate"], steps, config["optim"]["learning_power"]
+    )
+    optimizer = optim.sgd(variables["params"], schedule, config["optim"])
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+    )
+    state = jax.device_put(state, runtime.replicated(mesh))
+    train_step = make_step(module, optimizer, schedule, config, mesh)
+    writer = runtime.MetricWriter(workdir / "metrics.jsonl")
+
+    with checkpoint.manager(workdir, train["keep_checkpoints"]) as manager:
+        first = manager.latest_step() or 0
+        if first:
+            state, position = checkpoint.restore(manager, first, state)
+            _check_position(position, position_check, workdir)
+            batches.set_state(position["iterator"])
+            runtime.say(f"resuming from step {first} in {workdir}")
+        writer.forget_after(first)
+        if first >= steps:
+            runtime.say(f"{workdir} already holds step {first} of {steps}: nothing to train")
+            return {"params": state.params, "batch_stats": state.batch_stats}
+
+        meter = Meter(train["batch_size"])
+        position = None
+        with runtime.Progress(
+            steps, "train", initial=first, every_seconds=float("inf")
+        ) as progress:
+            for step in range(first + 1, steps + 1):
+                waited = time.monotonic()
+                batch = next(batches)
+                position = batches.get_state()
+                meter.data_seconds += time.monotonic() - waited
+                if step == first + 1:
+                    runtime.say("compiling the train step")
+                state, figures = train_step(state, runtime.shard_batch(batch, mesh))
+                if step == first + 1:
+                    jax.block_until_ready(figures)
+                    runtime.say(f"first step after {time.monotonic() - meter.started:.0f} s")
+                    meter.started, meter.data_seconds = time.monotonic(), 0.0
+                meter.waiting.append(figures)
+                if len(meter.waiting) > 2:
+                    # Never more than two steps ahead of the device: batches would pile up.
+                    jax.block_until_ready(meter.waiting[-3])
+                progress.advance()
+
+                last = step == steps
+                if step % config["log_every"] == 0 or last:
+                    line = {"step": step} | meter.finish()
+                    _check_finite(line, step, first, config["log_every"], manager)
+                    left = (steps - step) * train["batch_size"] / line["images_per_second"]
+                    writer.write(line)
+                    progress.note(loss=f"{line['loss']:.3f}")
+                    runtime.say(
+                        f"step {step}/{steps}  loss {line['loss']:.4f}  "
+                        f"lr {line['learning_rate']:.2e}  {line['images_per_second']:.1f} img/s  "
+                        f"left {runtime.duration(left)}  "
+                        f"data wait {100 * line['data_wait_share']:.0f} %"
+                    )
+                if step % train["checkpoint_every"] == 0 or last:
+                    _check_finite(jax.device_get(figures), step, step - 1, 1, manager)
+                    saved = {"iterator": position, **position_check}
+                    checkpoint.save(manager, step, state, saved)
+                if step % train["eval_every"] == 0 and not last:
+                    evaluate({"params": state.params, "batch_stats": state.batch_stats}, step)
+                    meter.started = time.monotonic()
+        manager.wait_until_finished()
+        manager.check_for_errors()
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _check_finite(line, step, first, log_every, manager) -> None:
+    if np.isfinite(line["loss"]) and np.isfinite(line["gradient_norm"]):
+        return
+    manager.wait_until_finished()
+    kept = manager.latest_step()
+    raise NumericsError(
+        f"loss {line['loss']}, gradient norm {line['gradient_norm']} between steps "
+        f"{max(first, step - log_every) + 1} and {step}. "
+        + (f"The checkpoint of step {kept} is kept. " if kept else "")
+        + "Try a lower optim.learning_rate, a larger batch, or train.fine_tune_batch_norm=False"
+    )
+
+
+def _check_position(position: Mapping[str, Any], expected: Mapping[str, Any], workdir) -> None:
+    for key, value in expected.items():
+        if position.get(key) != value:
+            raise DataError(
+                f"{workdir}: its checkpoint was trained with {key} {position.get(key)}, now it is "
+                f"{value}: the order of the data would differ. Use another --workdir"
+            )
