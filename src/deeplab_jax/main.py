@@ -59,7 +59,7 @@ def run(config, mode: str, workdir: Path, input: str | None = None, output: Path
 def _train(config, workdir: Path):
     module, eval_module = _build(config)
     mesh = runtime.data_mesh()
-    runtime.check_batch_size("train.batch_size", config.train.batch_size, mesh.size)
+    training.check_batch(config.train, mesh)
     source = pipeline.source(config.data, config.data.train_split, config.model.num_classes)
     val_source = pipeline.source(config.data, config.eval.split, config.model.num_classes)
     labels = pipeline.class_labels(config.data, config.model.num_classes)

@@ -14,6 +14,11 @@ from jax import lax
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
+def at_least_float32(dtype) -> jnp.dtype:
+    """The dtype to sum and interpolate in: float32, or float64 for float64."""
+    return jnp.dtype("float64" if dtype == jnp.float64 else "float32")
+
+
 # --- where stride becomes dilation -----------------------------------------------------------
 
 
@@ -263,7 +268,7 @@ def _depthwise_shifted_dkernel(x, kernel, dy, stride, rate, padding):
 def batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises x [B, H, W, C] by its own statistics over B, H, W; returns (y, mean, var) .
+    """Normalises x [B, H, W, C] by its own statistics over B, H, W; returns (y, mean, var).
 
     The statistics are float32 or wider, the variance is the biased one. The gradient is written
     by hand: two sums and one pass over x, where the derived one keeps a second copy of x.
@@ -273,7 +278,7 @@ def batch_norm(
 
 
 def _batch_norm_fwd(x, scale, bias, epsilon):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(at_least_float32(x.dtype))
     mean = jnp.mean(wide, axis=(0, 1, 2))
     # About the mean, not E[x²] - E[x]²: that difference cancels where the mean is large.
     var = jnp.mean(jnp.square(wide - mean), axis=(0, 1, 2))
@@ -330,10 +335,12 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool) ->
 
 def _interpolation(old: int, new: int, align_corners: bool, dtype) -> jax.Array:
     """[new, old] matrix whose rows weigh the two nearest old samples."""
-    position = jnp.arange(new, dtype=jnp.promote_types(dtype, jnp.float32))
+    position = jnp.arange(new, dtype=at_least_float32(dtype))
     if align_corners:
         position = position * ((old - 1) / max(new - 1, 1))
     else:
         position = (position + 0.5) * (old / new) - 0.5
     position = jnp.clip(position, 0, old - 1)
-    return jnp.maximum(0, 1 - jnp.abs(position[:, None] - jnp.arange(old))).astype(dtype)
+    return jnp.maximum(
+        0, 1 - jnp.abs(position[:, None] - jnp.arange(old, dtype=position.dtype))
+    ).astype(dtype)

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from deeplab_jax import checkpoint, losses, optim, runtime
-from deeplab_jax.errors import DataError, NumericsError
+from deeplab_jax.errors import ConfigError, DataError, NumericsError
 from deeplab_jax.predict import normalize
 
 
@@ -34,6 +34,17 @@ def init_variables(module: nn.Module, seed: int, channels: int = 3) -> Any:
     return jax.jit(module.init)(jax.random.key(seed), image)
 
 
+def check_batch(train: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
+    """Raises ConfigError unless the batch splits into its parts over the devices."""
+    size, parts = train["batch_size"], train["accumulation_steps"]
+    runtime.check_batch_size("train.batch_size", size, mesh.size)
+    if parts < 1 or size % (parts * mesh.size):
+        raise ConfigError(
+            f"train.batch_size={size} does not split into train.accumulation_steps={parts} "
+            f"parts over {mesh.size} devices"
+        )
+
+
 def make_step(
     module: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -50,11 +61,7 @@ def make_step(
     """
     data, train = config["data"], config["train"]
     parts = train["accumulation_steps"]
-    if parts < 1 or train["batch_size"] % (parts * mesh.size):
-        raise ValueError(
-            f"train.batch_size={train['batch_size']} does not split into "
-            f"train.accumulation_steps={parts} parts over {mesh.size} devices"
-        )
+    check_batch(train, mesh)
 
     def loss_of_part(params, batch_stats, part, key, count):
         logits, updated = module.apply(

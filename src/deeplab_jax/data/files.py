@@ -63,6 +63,15 @@ class _opened:
         self.path, self.formats, self.what = Path(path), formats, what
 
     def __enter__(self) -> Image.Image:
+        self.image = None
+        try:
+            return self._decoded()
+        except BaseException:
+            if self.image is not None:
+                self.image.close()
+            raise
+
+    def _decoded(self) -> Image.Image:
         try:
             with warnings.catch_warnings():
                 # Pillow's own alarm is at 89 megapixels; ours is MAX_PIXELS, checked below.
@@ -70,7 +79,6 @@ class _opened:
                 self.image = Image.open(self.path, formats=self.formats)
             width, height = self.image.size
             if width * height > MAX_PIXELS:
-                self.image.close()
                 raise DataError(
                     f"{self.path}: {width}x{height} pixels, more than the limit of {MAX_PIXELS}"
                 )

@@ -28,7 +28,10 @@ SPLITS = {"train": 2000, "val": 500}
 DISK, SQUARE, TRIANGLE, STAR, POLYLINE, MESH, TWIN_A, TWIN_B = range(1, 9)
 SOLIDS = (DISK, SQUARE, TRIANGLE, STAR)
 RADIUS = (5.0, 70.0)  # of the disk; the other solids reach as far as makes their areas alike
+THIN_RADIUS = (25.0, 65.0)  # half the length of a polyline, the radius of a ring or lattice
+LARGE = (45.0, 65.0)
 AREA_RADIUS = {DISK: 1.0, SQUARE: 1.2, TRIANGLE: 1.4, STAR: 1.4}
+TILT = 0.2  # rad; upright enough that the slope of an edge says something
 BEACON_DISTANCE = (48.0, 72.0)
 # The other twin's beacon stays out of reach by this factor of the largest distance.
 BEACON_MARGIN = 1.3
@@ -99,16 +102,17 @@ class _Scene:
         count = int(rng.integers(4, 8))
         twins = _place_twins(rng) if rng.random() < 0.5 else []
         for (y, x), (beacon_y, beacon_x) in twins:
-            self.placed += [(y, x, 18.0), (beacon_y, beacon_x, 12.0)]
+            self.placed += [(y, x, 20.0), (beacon_y, beacon_x, 12.0)]
         for _ in range(int(rng.integers(1, 4))):
             self._distractor()
-        # One large solid object in every scene, so that background is about half of it.
-        objects = [(int(rng.integers(DISK, POLYLINE)), rng.uniform(55, RADIUS[1]))]
-        for kind in rng.integers(DISK, TWIN_A, count - len(twins) - 1):
-            objects.append((int(kind), self._radius(int(kind))))
+        # One large solid in every scene, so that background is about half of it.
+        objects = [(int(rng.choice(SOLIDS)), rng.uniform(*LARGE))]
+        for _ in range(count - len(twins) - 1):
+            kind = int(rng.choice(SOLIDS if rng.random() < 0.5 else (POLYLINE, MESH)))
+            objects.append((kind, self._radius(kind)))
         for kind, radius in sorted(objects, key=lambda item: -item[1]):
             self._object(kind, radius)
-        tilt, size = rng.uniform(0, np.pi), rng.uniform(14, 18)  # the same for both twins
+        tilt, size = rng.uniform(-TILT, TILT), rng.uniform(17, 20)  # the same for both twins
         for k, ((y, x), beacon) in enumerate(twins):
             self._twin((TWIN_A, TWIN_B)[k], (y, x), beacon, tilt, size, link=2 * k + 1)
         self._finish()
@@ -116,13 +120,14 @@ class _Scene:
     # -- placing --
 
     def _radius(self, kind: int) -> float:
-        low, high = RADIUS if kind in SOLIDS else (22, 60)
+        low, high = RADIUS if kind in SOLIDS else THIN_RADIUS
         return float(np.exp(self.rng.uniform(np.log(low), np.log(high))))
 
     def _place(self, radius: float) -> tuple[float, float]:
         """A centre that keeps clear of what is there, shrinking the claim when it gets crowded."""
+        edge = min(0.6 * radius, 0.35 * SIZE)  # most of an object stays in the picture
         for attempt in range(60):
-            y, x = self.rng.uniform(0.05 * SIZE, 0.95 * SIZE, 2)
+            y, x = self.rng.uniform(edge, SIZE - edge, 2)
             slack = 1.0 - attempt / 120
             if all(
                 np.hypot(y - py, x - px) > slack * radius + pr + 3 for py, px, pr in self.placed
@@ -135,8 +140,8 @@ class _Scene:
 
     def _paint_background(self):
         rng = self.rng
-        self.base = _colour(rng, rng.uniform(0.25, 0.75))
-        grid = rng.normal(0, 0.05, (5, 5, 1)) + rng.normal(0, 0.015, (5, 5, 3))
+        self.base = _colour(rng, rng.uniform(0.15, 0.45))
+        grid = rng.normal(0, 0.03, (5, 5, 1)) + rng.normal(0, 0.01, (5, 5, 3))
         self.canvas = (self.base + _smooth(grid)).astype(np.float32)
         self.depth = (0.3 + 0.25 * np.linspace(0, 1, SIZE)[:, None] + 0 * self.label).astype(
             np.float32
@@ -168,16 +173,14 @@ class _Scene:
             self.depth[area][inside] += lift
         self.links[area][inside] = link
 
-    def _contrasting(self) -> np.ndarray:
-        """A colour of any hue whose lightness stands off the background's."""
+    def _contrasting(self, place) -> np.ndarray:
+        """A colour of any hue, lighter than the background and unlike what lies at `place`."""
+        under = float(self.canvas[int(place[0]), int(place[1])].mean())
         base = float(self.base.mean())
-        offset = self.rng.uniform(0.18, 0.4)
-        up = self.rng.random() < 0.5
-        lightness = (
-            base + offset
-            if (up and base + offset < 0.95) or base - offset < 0.05
-            else base - offset
-        )
+        for _ in range(20):
+            lightness = self.rng.uniform(base + 0.2, base + 0.5)
+            if abs(lightness - under) > 0.15:
+                break
         return _colour(self.rng, lightness)
 
     def _lift(self) -> float:
@@ -197,24 +200,26 @@ class _Scene:
                 return np.maximum(np.abs(u) - length, np.abs(v) - width)
             return (np.hypot(u / length, v / width) - 1) * width
 
-        self._paint(shape, self._place(length), length * 1.1, self._contrasting())
+        place = self._place(length)
+        self._paint(shape, place, length * 1.1, self._contrasting(place))
 
     def _object(self, kind: int, radius: float):
         rng = self.rng
-        angle = rng.uniform(0, 2 * np.pi)
+        angle = rng.uniform(-TILT, TILT)
         reach = radius * AREA_RADIUS.get(kind, 1.2)
         if kind == DISK:
             shape = lambda dy, dx: np.hypot(dy, dx) - radius  # noqa: E731
         elif kind == SQUARE:
-            shape = lambda dy, dx: _polygon(dy, dx, 4, reach, angle)  # noqa: E731
+            shape = lambda dy, dx: _polygon(dy, dx, 4, reach, angle + np.pi / 4)  # noqa: E731
         elif kind == TRIANGLE:
-            shape = lambda dy, dx: _polygon(dy, dx, 3, reach, angle)  # noqa: E731
+            shape = lambda dy, dx: _polygon(dy, dx, 3, reach, angle + np.pi / 6)  # noqa: E731
         elif kind == STAR:
-            shape = lambda dy, dx: _star(dy, dx, reach, angle)  # noqa: E731
+            shape = lambda dy, dx: _star(dy, dx, reach, angle - np.pi / 2)  # noqa: E731
         elif kind == POLYLINE:
             width = rng.uniform(1, 4)
             bends = np.stack([np.linspace(-radius, radius, 4), rng.uniform(-0.6, 0.6, 4) * radius])
-            points = np.stack(_rotate(bends[0], bends[1], angle), axis=1)
+            turn = rng.uniform(0, 2 * np.pi)
+            points = np.stack(_rotate(bends[0], bends[1], turn), axis=1)
             shape = lambda dy, dx: _polyline(dy, dx, points) - width / 2  # noqa: E731
         elif rng.random() < 0.5:
             half = radius * rng.uniform(0.07, 0.12)
@@ -222,11 +227,12 @@ class _Scene:
         else:
             pitch, half = rng.uniform(12, 16), rng.uniform(1.5, 2.5)
             shape = lambda dy, dx: _lattice(dy, dx, radius * 0.7, pitch, half, angle)  # noqa: E731
-        self._paint(shape, self._place(radius), reach, self._contrasting(), kind, lift=self._lift())
+        place = self._place(radius)
+        self._paint(shape, place, reach, self._contrasting(place), kind, lift=self._lift())
 
     def _twin(self, kind, centre, beacon, tilt, size, link):
-        lozenge = lambda dy, dx: _lozenge(*_rotate(dy, dx, tilt), size, 0.6 * size)  # noqa: E731
-        self._paint(lozenge, centre, size, self._contrasting(), kind, link, lift=self._lift())
+        lozenge = lambda dy, dx: _lozenge(*_rotate(dy, dx, tilt), size, 0.65 * size)  # noqa: E731
+        self._paint(lozenge, centre, size, self._contrasting(centre), kind, link, lift=self._lift())
         square = lambda dy, dx: np.maximum(np.abs(dy), np.abs(dx)) - BEACON_HALF - 0.5  # noqa: E731
         self._paint(square, beacon, BEACON_HALF + 1, np.float32(0.05), link=link + 1)
         # Stripes across for A, upright for B: neither mirrors into the other.

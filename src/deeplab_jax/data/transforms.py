@@ -56,7 +56,7 @@ class Augment:
         """
         image = example["image"]
         scale = np.float32(self._draw_scale(rng))
-        size = tuple(int(n * scale) for n in image.shape[:2])
+        size = tuple(max(1, int(n * scale)) for n in image.shape[:2])
         top, left = (int(rng.integers(0, max(n - c, 0) + 1)) for n, c in zip(size, self.crop_size))
         mirrored = self.flip and rng.random() < 0.5
         window = (slice(top, top + self.crop_size[0]), slice(left, left + self.crop_size[1]))

@@ -82,7 +82,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path}: only .npz weight files are read")
     try:
         # allow_pickle=False: an object array would run code of whoever wrote the file.
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise WeightsError(f"{path}: not a readable .npz file ({error})") from error

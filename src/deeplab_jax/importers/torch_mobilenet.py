@@ -52,7 +52,11 @@ TRUNK = Layout(
     signature=frozenset({"features.0.0.weight", "features.1.conv.3.weight"}),
     rules=(
         *[rule for module in _MODULES for rule in _rules(*module)],
-        (r"features\.18\..*", None, same),  # the 1280-channel convolution: DeepLab has none
+        (
+            r"features\.18\.[01]\.(weight|bias|running_mean|running_var)",
+            None,
+            same,
+        ),  # the 1280-channel convolution: DeepLab has none
         (r"classifier\..*", None, same),
         (r".*\.num_batches_tracked", None, same),
     ),

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deeplab_jax import ops
 from deeplab_jax.models.layers import ConvBN, SeparableConvBN
 
 
@@ -36,9 +37,7 @@ class ASPP(nn.Module):
         branches = []
         if self.image_pooling:
             # A mean in float32: h*w bfloat16 terms would lose the small ones.
-            pooled = jnp.mean(
-                x, axis=(1, 2), keepdims=True, dtype=jnp.promote_types(x.dtype, "float32")
-            )
+            pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=ops.at_least_float32(x.dtype))
             pooled = ConvBN(self.features, **common, name="image_pooling")(pooled, train)
             branches.append(jnp.broadcast_to(pooled, (*x.shape[:3], self.features)))
         branches.append(ConvBN(self.features, **common, name="conv1x1")(x, train))

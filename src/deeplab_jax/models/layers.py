@@ -59,7 +59,10 @@ class BatchNorm(nn.Module):
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
             return x.astype(self.dtype)
         factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-        return (x * factor + (bias - running_mean.value * factor)).astype(self.dtype)
+        wide = x.astype(ops.at_least_float32(x.dtype))
+        factor, bias = factor.astype(wide.dtype), bias.astype(wide.dtype)
+        shift = bias - running_mean.value.astype(wide.dtype) * factor
+        return (wide * factor + shift).astype(self.dtype)
 
 
 class ConvBN(nn.Module):
@@ -143,7 +146,7 @@ class Logits(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", logits_init, (1, 1, x.shape[-1], self.num_classes))
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
-        x = x.astype(jnp.promote_types(x.dtype, kernel.dtype))
+        x = x.astype(ops.at_least_float32(x.dtype))
         return ops.conv2d(x, kernel, stride=1, rate=1, padding=((0, 0), (0, 0))) + bias
 
 

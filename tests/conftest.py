@@ -1,0 +1,45 @@
+"""Strict JAX, two devices, and the paths that tests share."""
+
+import os
+import sys
+from pathlib import Path
+
+# Before jax starts: a mesh of two CPU devices, so that every test of training is sharded.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = ROOT.parent / "shared"
+
+sys.path.append(str(CONFIGS))
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def write_folder(root: Path, count: int = 4, size=(40, 50), classes: int = 3) -> Path:
+    """A small dataset in the folder layout: real JPEG images and palette PNG masks."""
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    for i in range(count):
+        mask = rng.integers(0, classes, size).astype(np.uint8)
+        mask[:2] = 255
+        picture = Image.fromarray(mask)
+        picture.putpalette(bytes(range(256)) * 3)
+        picture.save(root / "masks" / f"scene {i}.png")
+        image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+        Image.fromarray(image).save(root / "images" / f"scene {i}.jpg")
+    return root
+
+
+@pytest.fixture
+def data_folder(tmp_path):
+    return write_folder(tmp_path / "data")

@@ -1,0 +1,84 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from deeplab_jax import losses, metrics
+
+
+def test_cross_entropy_is_minus_the_log_probability_where_labelled():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2, 5, 6, 4)).astype(np.float32)
+    labels = rng.integers(0, 4, (2, 5, 6))
+    labels[0, :2] = 255
+    total, count = losses.softmax_cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+    valid = labels != 255
+    picked = np.take_along_axis(logits[valid], labels[valid][:, None], axis=-1)[:, 0]
+    expected = (np.log(np.exp(logits[valid]).sum(-1)) - picked).sum()
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert float(count) == valid.sum()
+
+
+def test_a_batch_of_void_has_no_loss_and_no_gradient():
+    logits, labels = jnp.ones((1, 3, 3, 2)), jnp.full((1, 9, 9), 255)
+
+    def loss(logits):
+        total, count = losses.softmax_cross_entropy(logits, labels)
+        return total / jnp.maximum(count, 1)
+
+    value, gradient = jax.value_and_grad(loss)(logits)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+def test_logits_are_upsampled_to_the_labels():
+    logits = jnp.array([0.0, 2.0]).reshape(1, 1, 2, 1)
+    logits = jnp.concatenate([logits, jnp.zeros_like(logits)], axis=-1)
+    total, _ = losses.softmax_cross_entropy(logits, jnp.zeros((1, 1, 3), jnp.int32))
+    expected = sum(np.log1p(np.exp(-x)) for x in (0.0, 1.0, 2.0))
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
+def test_confusion_counts_pairs_and_leaves_void_out():
+    labels = np.array([[0, 1, 1], [2, 255, 1]], np.uint8)
+    preds = np.array([[0, 1, 2], [2, 0, 1]], np.uint8)
+    counts = metrics.confusion(labels, preds, 4)
+    assert counts.dtype == np.int64
+    np.testing.assert_array_equal(counts, [[1, 0, 0, 0], [0, 2, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(metrics.class_iou(counts), [1, 2 / 3, 1 / 2, np.nan])
+    np.testing.assert_allclose(metrics.mean_iou(counts), (1 + 2 / 3 + 1 / 2) / 3)
+    np.testing.assert_allclose(metrics.mean_iou(counts, (0, 2, 3)), 0.75)
+    np.testing.assert_allclose(metrics.pixel_accuracy(counts), 4 / 5)
+
+
+def test_confusion_refuses_ids_that_would_vanish():
+    with pytest.raises(ValueError, match=r"label ids 0\.\.7"):
+        metrics.confusion(np.array([0, 7]), np.array([0, 0]), 3)
+    with pytest.raises(ValueError, match="prediction ids"):
+        metrics.confusion(np.array([0, 1]), np.array([0, 255]), 3)
+
+
+def test_an_empty_set_has_no_mean():
+    empty = np.zeros((3, 3), np.int64)
+    assert np.isnan(metrics.mean_iou(empty))
+    assert np.isnan(metrics.pixel_accuracy(empty))
+
+
+def test_boundary_distance_grows_from_void_and_from_touching_labels():
+    labels = np.zeros((9, 20), np.uint8)
+    labels[:, 4] = 255
+    labels[:, 5:14] = 1
+    labels[:, 14:] = 2
+    row = metrics.boundary_distance(labels)[4]
+    np.testing.assert_array_equal(row[:8], [4, 3, 2, 1, 0, 1, 2, 3])
+    np.testing.assert_array_equal(row[11:17], [2, 1, 0, 0, 1, 2])
+    assert np.isinf(metrics.boundary_distance(np.zeros((3, 3), np.uint8))).all()
+
+
+def test_trimap_of_width_w_is_the_dilated_void():
+    labels = np.zeros((30, 30), np.uint8)
+    labels[10:20, 10] = 255
+    disk = np.hypot(*np.mgrid[-3:4, -3:4]) <= 3
+    dilated = ndimage.binary_dilation(labels == 255, disk)
+    np.testing.assert_array_equal(metrics.boundary_distance(labels) <= 3, dilated)

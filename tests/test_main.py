@@ -1,0 +1,198 @@
+"""The command line as a user meets it: real processes, exit codes, files on disk."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import CONFIGS
+from PIL import Image
+from test_train import SMALL, small
+
+from deeplab_jax import config as configuration
+from deeplab_jax import main
+from deeplab_jax.data import labels
+from deeplab_jax.errors import ConfigError, WeightsError
+
+V3PLUS = f"--config={CONFIGS}/v3plus.py"
+
+
+def run(*arguments, cwd=None):
+    environment = os.environ | {"XLA_FLAGS": "", "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-m", "deeplab_jax.main", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([V3PLUS, "--config.lerning_rate=1"], "did you mean 'optim.learning_rate'"),
+        ([V3PLUS, "--config.optim.lerning_rate=1"], "did you mean 'optim.learning_rate'"),
+        ([V3PLUS, "--config.train.steps=many"], "train.steps"),
+        ([V3PLUS, "--config.model.backbone=xceptoin_65"], "'xception_65'"),
+        ([V3PLUS, "--config.data.name=vok"], "did you mean 'voc'"),
+        ([V3PLUS, "--mode=trian"], "did you mean 'train'"),
+        ([V3PLUS, "--wrkdir=x"], "wrkdir"),
+        ([V3PLUS + ":resnet_9"], "no preset 'resnet_9'"),
+        (["--config=configs/nothing.py"], "no such file"),
+        ([], "--config=FILE.py is missing"),
+        ([V3PLUS, "stray"], "'stray' is no flag"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_a_sentence(arguments, message, tmp_path):
+    done = run(*arguments, f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_no_workdir_ends_with_2():
+    done = run(V3PLUS)
+    assert (done.returncode, "--workdir=DIR is missing" in done.stderr) == (2, True)
+
+
+def _truncated(root):
+    path = root / "images" / "scene 1.jpg"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def _outside(root):
+    mask = np.zeros((40, 50), np.uint8)
+    mask[3, 4] = 77
+    Image.fromarray(mask).save(root / "masks" / "scene 1.png")
+
+
+def _other_size(root):
+    Image.new("L", (10, 10)).save(root / "masks" / "scene 1.png")
+
+
+def _empty(root):
+    for path in [*root.glob("images/*"), *root.glob("masks/*")]:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_truncated, ["scene 1.jpg", "damaged or truncated", "replace or remove it"]),
+        (_outside, ["scene 1.png", "ids 77", "classes 0..2", "model.num_classes"]),
+        (_other_size, ["scene 1.png", "10x10", "50x40", "must be the same size"]),
+        (_empty, ["images: no images"]),
+    ],
+)
+@pytest.mark.parametrize("mode", ["train", "check_data"])
+def test_bad_data_ends_with_3_naming_the_file(damage, words, mode, data_folder, tmp_path):
+    damage(data_folder)
+    done = run(
+        f"{V3PLUS}:mobilenet_v2,folder",
+        f"--workdir={tmp_path / 'w'}",
+        f"--mode={mode}",
+        *[f"--config.{k}={v}" for k, v in (SMALL | {"data.root": data_folder}).items()],
+    )
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert not list((tmp_path / "w").glob("checkpoints/*"))
+
+
+def test_debug_shows_where_it_came_from(tmp_path):
+    done = run(V3PLUS, "--config.data.name=vok", f"--workdir={tmp_path}", "--debug")
+    assert "Traceback" in done.stderr
+
+
+def test_a_config_file_works_from_anywhere(tmp_path):
+    done = run(V3PLUS, f"--workdir={tmp_path}", "--mode=eval", cwd=tmp_path)
+    assert done.returncode == 4
+    assert "no checkpoint here; train first" in done.stderr
+
+
+def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path):
+    workdir = tmp_path / "run"
+    trained = main.run(small(data_folder, train__steps=6, train__eval_every=3), "train", workdir)
+    for name in ("config.json", "metrics.jsonl", "eval/results.json", "eval/confusion.csv"):
+        assert (workdir / name).stat().st_size > 0
+    for name in ("confusion.png", "panel.png", "legend.png"):
+        assert Image.open(workdir / "eval" / name).size[0] > 50
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 5, 6, 6]
+    assert {"loss", "learning_rate", "images_per_second"} <= lines[1].keys()
+    assert {"split", "mean_iou", "pixel_accuracy", "iou"} <= lines[-1].keys()
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 6
+
+    evaluated = main.run(small(data_folder, train__steps=6), "eval", workdir)
+    np.testing.assert_equal(evaluated, trained)
+    denser = small(data_folder, eval__model__output_stride=8)
+    assert main.run(denser, "eval", workdir)["mean_iou"] >= 0
+
+    images = data_folder / "images"
+    Image.open(images / "scene 1.jpg").save(images / "scene 1.png")
+    main.run(small(data_folder), "predict", workdir, str(images))
+    written = sorted(p.name for p in (workdir / "predictions" / "labels").iterdir())
+    assert written == sorted([*(f"scene {i}.png" for i in range(4)), "scene 1_png.png"])
+    index = Image.open(workdir / "predictions" / "labels" / "scene 2.png")
+    assert (index.mode, index.size) == ("P", (50, 40))
+    assert np.asarray(index).max() < 3
+    assert index.getpalette()[:6] == labels.voc_palette()[:2].ravel().tolist()
+    assert Image.open(workdir / "predictions" / "overlays" / "scene 2.png").size == (50, 40)
+    assert json.loads((workdir / "predictions" / "labels.json").read_text())[1]["id"] == 1
+
+    fine_tuned = main.run(
+        small(data_folder, train__steps=1, init_from=str(workdir)), "train", tmp_path / "next"
+    )
+    assert fine_tuned["mean_iou"] >= 0
+
+
+def test_check_data_reports_and_draws(data_folder, tmp_path, capsys):
+    main.run(small(data_folder), "check_data", tmp_path)
+    said = capsys.readouterr().out
+    assert "all: 4 examples, 0 of them bad" in said
+    assert "50x40 (4)" in said
+    assert Image.open(tmp_path / "check_data" / "all.png").size[0] > 150
+
+
+def test_predict_without_input_or_weights_says_what_is_missing(data_folder, tmp_path):
+    with pytest.raises(ConfigError, match="--input"):
+        main.run(small(data_folder), "predict", tmp_path)
+    with pytest.raises(WeightsError, match="no checkpoint"):
+        main.run(small(data_folder), "predict", tmp_path, str(data_folder / "images"))
+
+
+def test_rates_written_for_training_follow_the_evaluation_stride(tmp_path):
+    config = small(tmp_path, model__atrous_rates=(2, 4, 6), eval__model__output_stride=8)
+    assert configuration.eval_model(config)["atrous_rates"] == (4, 8, 12)
+    config = small(tmp_path, model__atrous_rates="auto", eval__model__output_stride=8)
+    assert configuration.eval_model(config)["atrous_rates"] == "auto"
+    config = small(tmp_path, eval__model__atrous_rates=(1, 3), eval__model__output_stride=8)
+    assert configuration.eval_model(config)["atrous_rates"] == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("preset", "backbone", "data"),
+    [
+        ("", "mobilenet_v2", "synthetic"),
+        ("voc", "xception_65", "voc"),
+        ("mobilenet_v2,voc", "mobilenet_v2", "voc"),
+        ("folder,xception_71", "xception_71", "folder"),
+        ("xception_41", "xception_41", "synthetic"),
+    ],
+)
+def test_presets_name_a_variant_and_a_dataset(preset, backbone, data):
+    config = configuration.load(f"{CONFIGS}/v3plus.py:{preset}")
+    assert (config.model.backbone, config.data.name) == (backbone, data)
+
+
+def test_overrides_of_the_wrong_kind_are_config_errors():
+    for key, value in (("optim.learning_rat", 1.0), ("train.steps", "many")):
+        with pytest.raises(ConfigError, match=key.split(".")[-1]):
+            configuration.load(f"{CONFIGS}/v3plus.py", {key: value})
+    with pytest.raises(ConfigError, match="at most one variant"):
+        configuration.load(f"{CONFIGS}/v3plus.py:voc,folder")

@@ -1,0 +1,220 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax import models
+
+MOBILE = {"name": "v3plus", "backbone": "mobilenet_v2", "num_classes": 21}
+# Trainable parameters of the official graphs (its own variable lists).
+PARAMETERS = {
+    ("v3plus", "xception_65", "auto", 1.0): 41_055_413,
+    ("v3", "mobilenet_v2", None, 1.0): 2_113_557,
+    ("v3", "mobilenet_v2", None, 0.5): 697_013,
+}
+STATISTICS = {41_055_413: 202_800, 2_113_557: 33_088, 697_013: 17_312}
+
+
+def shapes(module, size=(65, 65), channels=3):
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *size, channels))))
+
+
+def initialised(module, images):
+    return jax.jit(module.init)(jax.random.key(1), images)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("case", PARAMETERS, ids=str)
+def test_parameters_equal_the_reference(case):
+    name, backbone, rates, width = case
+    module = models.build(name, backbone, 21, atrous_rates=rates, width_multiplier=width)
+    variables = shapes(module)
+    assert count(variables["params"]) == PARAMETERS[case]
+    assert count(variables["batch_stats"]) == STATISTICS[PARAMETERS[case]]
+
+
+def test_every_backbone_builds():
+    sizes = {
+        backbone: count(shapes(models.build("v3plus", backbone, 21))["params"])
+        for backbone in models.BACKBONES
+    }
+    assert sizes["xception_41"] < sizes["xception_65"] < sizes["xception_71"]
+    assert set(sizes) == set(models.BACKBONES)
+
+
+def randomised(variables, seed=0):
+    """Every leaf random and the norms' scales near one, so that each layer matters."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        if name in ("scale", "var"):
+            return jnp.asarray(1 + 0.1 * np.abs(noise))
+        if name in ("bias", "mean"):
+            return jnp.asarray(0.1 * noise)
+        return jnp.asarray(noise / np.sqrt(np.prod(leaf.shape[:-1])))
+
+    return jax.tree_util.tree_map_with_path(draw, variables)
+
+
+def features(module, variables, images):
+    """The backbone's features, as the module itself computes them."""
+    _, captured = jax.jit(
+        lambda variables, images: module.apply(
+            variables,
+            images,
+            capture_intermediates=lambda m, _: m.name == "backbone",
+            mutable=["intermediates"],
+        )
+    )(variables, images)
+    return captured["intermediates"]["backbone"]["__call__"][0]["features"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "padding", "size"),
+    [
+        ("mobilenet_v2", "same", (65, 97)),  # TensorFlow's SAME keeps the grid at 32 k + 1 alone
+        ("mobilenet_v2", "same", (33, 33)),
+        ("mobilenet_v2", "fixed", (81, 50)),
+        pytest.param("xception_41", "same", (65, 43), marks=pytest.mark.slow),
+        pytest.param("xception_65", "same", (33, 65), marks=pytest.mark.slow),
+    ],
+)
+def test_same_variables_at_stride_8_and_16_are_the_same_features(backbone, padding, size):
+    """[V3] Sec. 3.1: removing strides and adding rates only makes the features denser."""
+    at = {
+        s: models.build("v3plus", backbone, 5, output_stride=s, padding=padding)
+        for s in (8, 16, 32)
+    }
+    variables = randomised(shapes(at[16], size))
+    images = jax.random.normal(jax.random.key(1), (1, *size, 3))
+    dense = features(at[8], variables, images)
+    for stride in (16, 32):
+        coarse = features(at[stride], variables, images)
+        step = stride // 8
+        scale = jnp.abs(coarse).max()
+        np.testing.assert_allclose(dense[:, ::step, ::step] / scale, coarse / scale, atol=1e-5)
+    assert dense.shape[1:3] == tuple((n - 1) // 8 + 1 for n in size)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (33, 50), (97, 65), (17, 129)])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_any_size_and_stride_gives_logits_at_the_heads_stride(size, stride):
+    module = models.build(**MOBILE, width_multiplier=0.5, output_stride=stride, atrous_rates=(1, 2))
+    logits = jax.eval_shape(
+        lambda: module.init_with_output(jax.random.key(0), jnp.zeros((2, *size, 3)))[0]
+    )
+    assert logits.shape == (2, *(-(-n // 4) for n in size), 21)
+    assert logits.dtype == jnp.float32
+
+
+def test_v3_and_v3plus_without_decoder_are_one_graph():
+    v3 = shapes(models.build("v3", "mobilenet_v2", 5))
+    plain = shapes(models.build("v3plus", "mobilenet_v2", 5, decoder_output_stride=None))
+    assert jax.tree.structure(v3) == jax.tree.structure(plain)
+    assert "decoder" not in v3["params"]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_any_number_of_input_channels(channels):
+    variables = shapes(models.build(**MOBILE), channels=channels)
+    assert variables["params"]["backbone"]["stem"]["kernel"].shape[2] == channels
+
+
+def test_frozen_batch_norm_changes_no_statistic_and_training_does():
+    module = models.build(**MOBILE, width_multiplier=0.5)
+    images = jax.random.normal(jax.random.key(0), (2, 33, 33, 3))
+    variables = initialised(module, images)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def updated(train_batch_norm):
+        return module.apply(
+            variables,
+            images,
+            train=True,
+            train_batch_norm=train_batch_norm,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(2)},
+        )[1]["batch_stats"]
+
+    frozen = updated(False)
+    jax.tree.map(np.testing.assert_array_equal, frozen, variables["batch_stats"])
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), updated(None), variables["batch_stats"])
+    assert all(jax.tree.leaves(moved))
+
+
+def test_batch_norm_in_training_equals_the_reference():
+    from conftest import GOLDEN
+
+    golden = np.load(GOLDEN / "fn_batchnorm_train.npz")
+    norm = models.BatchNorm(momentum=0.9, epsilon=1e-3)
+    params = {"scale": golden["gamma"], "bias": golden["beta"]}
+    stats = {"mean": np.zeros(4, np.float32), "var": np.ones(4, np.float32)}
+    y, updated = norm.apply(
+        {"params": params, "batch_stats": stats}, golden["x"], True, mutable=["batch_stats"]
+    )
+    np.testing.assert_allclose(y, golden["y"], atol=1e-5)
+    stats = updated["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], golden["moving_mean"], atol=1e-6)
+    np.testing.assert_allclose(stats["var"], golden["moving_variance"], atol=1e-6)
+
+
+def test_a_single_value_per_channel_is_refused_in_training():
+    module = models.build(**MOBILE, width_multiplier=0.5)
+    images = jnp.zeros((1, 33, 33, 3))
+    variables = shapes(module)
+    with pytest.raises(ValueError, match="image_pooling/norm would see a single value"):
+        jax.eval_shape(
+            lambda variables: module.apply(
+                variables,
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
+            ),
+            variables,
+        )
+
+
+def test_bfloat16_keeps_parameters_and_statistics_float32():
+    module = models.build(**MOBILE, width_multiplier=0.5, dtype="bfloat16")
+    images = jax.random.normal(jax.random.key(0), (2, 65, 65, 3))
+    variables = randomised(initialised(module, images))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    half = jax.jit(module.apply)(variables, images)
+    full = jax.jit(models.build(**MOBILE, width_multiplier=0.5).apply)(variables, images)
+    assert half.dtype == jnp.float32
+    assert jnp.abs(half - full).max() < 0.15 * jnp.abs(full).max()
+    assert jnp.abs(half - full).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"backbone": "resnet"}, "backbone 'resnet' is not one of 'xception_41'"),
+        ({"name": "v5"}, "name 'v5'"),
+        ({"output_stride": 12}, "output_stride 12"),
+        ({"atrous_rates": "many"}, "atrous_rates 'many'"),
+        ({"backbone": "xception_65", "width_multiplier": 0.5}, "width_multiplier applies to"),
+        ({"multi_grid": (1, 2, 4)}, "multi_grid does not apply"),
+        ({"dtype": "float8"}, "dtype 'float8'"),
+    ],
+)
+def test_impossible_choices_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        models.build(**MOBILE | wrong)
+
+
+def test_build_gives_a_flax_module_that_can_be_a_jit_argument():
+    a, b = models.build(**MOBILE), models.build(**MOBILE)
+    assert isinstance(a, nn.Module)
+    assert hash(a) == hash(a)
+    assert a == a
+    assert isinstance(hash(b), int)

@@ -1,0 +1,223 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CONFIGS, ROOT
+
+from deeplab_jax import checkpoint, main, models, optim, runtime
+from deeplab_jax import config as configuration
+from deeplab_jax import train as training
+from deeplab_jax.errors import ConfigError, DataError, NumericsError, WeightsError
+
+SMALL = {
+    "model.width_multiplier": 0.25,
+    "model.aspp_channels": 16,
+    "model.decoder_channels": 16,
+    "model.num_classes": 3,
+    "model.atrous_rates": (1, 2),
+    "data.crop_size": (49, 49),
+    "eval.crop_size": (49, 65),
+    "eval.batch_size": 2,
+    "eval.panels": 2,
+    "eval.trimap_widths": (3,),
+    "train.batch_size": 4,
+    "train.steps": 20,
+    "train.checkpoint_every": 10,
+    "train.eval_every": 1000,
+    "log_every": 5,
+    "optim.learning_rate": 0.05,
+    "data.train_split": "all",
+    "eval.split": "all",
+}
+
+
+def small(root, **changes):
+    return configuration.load(
+        f"{CONFIGS}/v3plus.py:mobilenet_v2,folder",
+        SMALL | {"data.root": str(root)} | {k.replace("__", "."): v for k, v in changes.items()},
+    )
+
+
+def step_and_state(config, mesh=None):
+    module = models.build(**config.model)
+    variables = training.init_variables(module, 0)
+    schedule = optim.poly_schedule(config.optim.learning_rate, config.train.steps)
+    optimizer = optim.sgd(variables["params"], schedule, config.optim)
+    state = training.TrainState(
+        jnp.zeros((), jnp.int32),
+        variables["params"],
+        variables["batch_stats"],
+        optimizer.init(variables["params"]),
+    )
+    mesh = mesh or runtime.data_mesh()
+    return training.make_step(module, optimizer, schedule, config, mesh), state, mesh
+
+
+def batch(size=4, seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 3, (size, 7, 7)).repeat(7, 1).repeat(7, 2)
+    image = np.stack([label * 80, 255 - label * 80, label * 40], axis=-1)
+    label[:, :3] = 255
+    return {"image": image.astype(np.float32), "label": label.astype(np.int32)}
+
+
+def test_the_loss_falls_on_the_same_few_images(tmp_path):
+    step, state, mesh = step_and_state(small(tmp_path))
+    assert mesh.size == 2
+    losses = []
+    for _ in range(15):
+        state, figures = step(state, runtime.shard_batch(batch(), mesh))
+        losses.append(float(figures["loss"]))
+    assert losses[-1] < 0.6 * losses[0]
+    assert int(state.step) == 15
+
+
+def test_accumulated_parts_equal_the_whole_batch(tmp_path, monkeypatch):
+    # Dropout draws by shape, so parts draw differently: leave it out of the comparison.
+    monkeypatch.setattr("flax.linen.Dropout.__call__", lambda self, x: x)
+    after = []
+    for parts in (1, 2):
+        config = small(tmp_path, train__accumulation_steps=parts, train__fine_tune_batch_norm=False)
+        step, state, mesh = step_and_state(config)
+        state, figures = step(state, runtime.shard_batch(batch(), mesh))
+        after.append((state.params, figures))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *after)
+
+
+def test_two_devices_take_the_step_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("flax.linen.Dropout.__call__", lambda self, x: x)
+    one = jax.make_mesh(
+        (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
+    )
+    after = []
+    for mesh in (one, runtime.data_mesh()):
+        step, state, mesh = step_and_state(small(tmp_path), mesh)
+        state, figures = step(state, runtime.shard_batch(batch(), mesh))
+        after.append((jax.device_get(state.batch_stats), float(figures["loss"])))
+    np.testing.assert_allclose(after[0][1], after[1][1], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), after[0][0], after[1][0])
+
+
+def test_decay_and_multipliers_touch_the_leaves_the_reference_does():
+    params = {
+        "backbone": {
+            "conv": {"kernel": jnp.ones(2), "norm": {"bias": jnp.ones(2), "scale": jnp.ones(2)}},
+            "depthwise": {"depthwise_kernel": jnp.ones(2)},
+        },
+        "logits": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
+    }
+    options = {
+        "momentum": 0.9,
+        "weight_decay": 0.5,
+        "last_layer_gradient_multiplier": 10.0,
+        "bias_gradient_multiplier": 2.0,
+    }
+    optimizer = optim.sgd(params, lambda step: 1.0, options)
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, state = optimizer.update(grads, optimizer.init(params), params)
+    moved = jax.tree.map(lambda u: float(-u[0]), updates)
+    assert moved["backbone"]["conv"] == {"kernel": 1.5, "norm": {"bias": 1.0, "scale": 1.0}}
+    assert moved["backbone"]["depthwise"]["depthwise_kernel"] == 1.0
+    assert moved["logits"] == {"kernel": 15.0, "bias": 20.0}
+    again, _ = optimizer.update(grads, state, params)
+    np.testing.assert_allclose(again["logits"]["bias"], -20 * 1.9)
+
+
+def test_poly_schedule():
+    schedule = optim.poly_schedule(0.007, 100, 0.9)
+    for step in (0, 50, 99, 100):
+        np.testing.assert_allclose(schedule(step), 0.007 * (1 - step / 100) ** 0.9, rtol=1e-5)
+
+
+def final_state(workdir, step):
+    path = (workdir / checkpoint.FOLDER / str(step) / "state").absolute()
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path)
+
+
+def test_a_run_that_stopped_goes_on_bit_for_bit(data_folder, tmp_path, monkeypatch):
+    main.run(small(data_folder), "train", tmp_path / "whole")
+
+    def stop_at_13(self, count=1):
+        self.done += count
+        if self.what == "train" and self.done == 13:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.Progress, "advance", stop_at_13)
+        with pytest.raises(KeyboardInterrupt):
+            main.run(small(data_folder), "train", tmp_path / "halves")
+    assert checkpoint.latest_step(tmp_path / "halves") == 10
+    main.run(small(data_folder), "train", tmp_path / "halves")
+
+    whole, halves = (final_state(tmp_path / name, 20) for name in ("whole", "halves"))
+    jax.tree.map(np.testing.assert_array_equal, whole, halves)
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "halves")
+    ]
+    assert [line["step"] for line in lines[1]] == [5, 10, 15, 20, 20]
+    assert [line.get("loss") for line in lines[0]] == [line.get("loss") for line in lines[1]]
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_bit_for_bit(data_folder, tmp_path):
+    overrides = SMALL | {"data.root": data_folder, "train.steps": 30}
+    environment = os.environ | {"XLA_FLAGS": ""}
+
+    def command(workdir):
+        return [
+            sys.executable,
+            "-m",
+            "deeplab_jax.main",
+            f"--config={CONFIGS}/v3plus.py:mobilenet_v2,folder",
+            f"--workdir={workdir}",
+            *[f"--config.{key}={value}" for key, value in overrides.items()],
+        ]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, cwd=ROOT, env=environment)
+    process = subprocess.Popen(command(tmp_path / "halves"), cwd=ROOT, env=environment)
+    deadline = time.monotonic() + 300
+    while checkpoint.latest_step(tmp_path / "halves") is None:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run(command(tmp_path / "halves"), check=True, cwd=ROOT, env=environment)
+    whole, halves = (final_state(tmp_path / name, 30) for name in ("whole", "halves"))
+    jax.tree.map(np.testing.assert_array_equal, whole, halves)
+
+
+def test_training_that_explodes_stops_with_the_last_checkpoint(data_folder, tmp_path):
+    config = small(data_folder, optim__learning_rate=1e12, log_every=1)
+    with pytest.raises(NumericsError, match="Try a lower"):
+        main.run(config, "train", tmp_path)
+    assert checkpoint.latest_step(tmp_path) is None
+
+
+def test_a_checkpoint_of_another_model_or_stream_is_refused(data_folder, tmp_path):
+    main.run(small(data_folder, train__steps=2), "train", tmp_path)
+    with pytest.raises(WeightsError, match="another model"):
+        main.run(small(data_folder, model__aspp_channels=24), "train", tmp_path)
+    with pytest.raises(WeightsError, match="another model"):
+        main.run(small(data_folder, model__aspp_channels=24), "eval", tmp_path)
+    with pytest.raises(DataError, match=r"trained with train\.batch_size 4, now it is 8"):
+        main.run(small(data_folder, train__batch_size=8), "train", tmp_path)
+
+
+def test_impossible_batches_are_refused_before_compiling(data_folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.batch_size=3 does not divide over 2 devices"):
+        main.run(small(data_folder, train__batch_size=3), "train", tmp_path)
+    with pytest.raises(ConfigError, match=r"does not split into train\.accumulation_steps=3"):
+        main.run(small(data_folder, train__accumulation_steps=3), "train", tmp_path)
+    assert not (tmp_path / "config.json").exists()
