@@ -47,7 +47,7 @@ def base() -> ConfigDict:
     data.ignore_label = 255
     data.num_threads = 4
     data.cache = False  # keep decoded synthetic scenes in memory
-    data.synthetic = ConfigDict(dict(seed=0, version=1, depth=False))
+    data.synthetic = ConfigDict({"seed": 0, "version": 1, "depth": False, "geometry": False})
 
     train = config.train = ConfigDict()
     train.steps = 30_000
@@ -77,8 +77,9 @@ def base() -> ConfigDict:
     evaluation.trimap_widths = (1, 2, 5, 10, 20, 40)  # px
     evaluation.panels = 8  # images shown beside truth and prediction
 
+    # Linked to the keys they name: setting one sets both, as the weights know one way only.
     predict = config.predict = ConfigDict()
-    predict.crop_size = FieldReference(None, field_type=object)
+    predict.crop_size = evaluation.get_ref("crop_size")
     predict.normalization = data.get_ref("normalization")
     predict.align_corners = model.get_ref("align_corners")
     return config

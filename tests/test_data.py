@@ -158,6 +158,24 @@ def test_masks_are_read_as_raw_ids(tmp_path, mode):
     np.testing.assert_array_equal(files.read_mask(tmp_path / "mask.png"), ids)
 
 
+@pytest.mark.parametrize(("bits", "ids"), [(4, [0, 1, 7, 15]), (2, [0, 1, 2, 3]), (1, [0, 1])])
+def test_grey_masks_of_few_bits_keep_their_ids(tmp_path, bits, ids):
+    """Pillow cannot write these, other tools do: a grey PNG by hand."""
+
+    def chunk(name, body):
+        crc = struct.pack(">I", zlib.crc32(name + body))
+        return struct.pack(">I", len(body)) + name + body + crc
+
+    packed = 0
+    for i in ids:
+        packed = packed << bits | i
+    row = b"\0" + (packed << (-bits * len(ids)) % 8).to_bytes(-(-bits * len(ids) // 8))
+    header = struct.pack(">IIBBBBB", len(ids), 1, bits, 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b"")]
+    (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    np.testing.assert_array_equal(files.read_mask(tmp_path / "mask.png"), [ids])
+
+
 def test_colour_masks_are_refused(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match="mask in RGB colours"):
@@ -204,7 +222,7 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path):
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
     bomb += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + b"\0\0\0\0"
     (tmp_path / "bomb.png").write_bytes(bomb)
-    with pytest.raises(DataError, match=r"bomb\.png"):
+    with pytest.raises(DataError, match=r"bomb\.png: too large"):
         files.read_image(tmp_path / "bomb.png")
 
 
@@ -227,10 +245,13 @@ def test_folder_splits_by_name_or_by_list(tmp_path):
     train = files.folder(root, "train", 3, 255)
     val = files.folder(root, "val", 3, 255)
     assert (len(train), len(val)) == (11, 1)
+    (root / "notes.txt").write_text("no list of a split")
+    assert len(files.folder(root, "train", 3, 255)) == 11
     assert not set(train.images) & set(val.images)
     (root / "val.txt").write_bytes(b"scene 3\r\nscene 5\r\n\r\n")
     assert [p.stem for p in files.folder(root, "val", 3, 255).images] == ["scene 3", "scene 5"]
-    with pytest.raises(DataError, match=r"train\.txt: no such split list; there are val"):
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    with pytest.raises(DataError, match=r"train\.txt: no such split list; there are notes, val"):
         files.folder(root, "train", 3, 255)
     for entry, message in (("../secret", "stay inside"), ("nobody", "do not exist")):
         (root / "val.txt").write_text(entry)

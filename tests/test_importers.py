@@ -112,7 +112,11 @@ def test_hostile_and_broken_files_are_refused(tmp_path):
 
     np.savez(tmp_path / "evil.npz", x=np.array([Evil()], object))
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 nothing")
-    for name in ("evil.npz", "broken.npz", "missing.npz", "weights.pth"):
+    np.savez_compressed(tmp_path / "flipped.npz", x=np.arange(3000))
+    content = bytearray((tmp_path / "flipped.npz").read_bytes())
+    content[200:230] = bytes(30)
+    (tmp_path / "flipped.npz").write_bytes(content)
+    for name in ("evil.npz", "flipped.npz", "broken.npz", "missing.npz", "weights.pth"):
         if name == "weights.pth":
             (tmp_path / name).write_bytes(b"")
         with pytest.raises(WeightsError, match=name):

@@ -14,7 +14,7 @@ from test_train import SMALL, small
 from deeplab_jax import config as configuration
 from deeplab_jax import main
 from deeplab_jax.data import labels
-from deeplab_jax.errors import ConfigError, WeightsError
+from deeplab_jax.errors import ConfigError, DataError, WeightsError
 
 V3PLUS = f"--config={CONFIGS}/v3plus.py"
 
@@ -137,7 +137,7 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path):
     Image.open(images / "scene 1.jpg").save(images / "scene 1.png")
     main.run(small(data_folder), "predict", workdir, str(images))
     written = sorted(p.name for p in (workdir / "predictions" / "labels").iterdir())
-    assert written == sorted([*(f"scene {i}.png" for i in range(4)), "scene 1_png.png"])
+    assert written == sorted([*(f"scene {i}.png" for i in range(4)), "scene 1_2.png"])
     index = Image.open(workdir / "predictions" / "labels" / "scene 2.png")
     assert (index.mode, index.size) == ("P", (50, 40))
     assert np.asarray(index).max() < 3
@@ -164,6 +164,67 @@ def test_predict_without_input_or_weights_says_what_is_missing(data_folder, tmp_
         main.run(small(data_folder), "predict", tmp_path)
     with pytest.raises(WeightsError, match="no checkpoint"):
         main.run(small(data_folder), "predict", tmp_path, str(data_folder / "images"))
+
+
+def test_predictions_never_overwrite_their_inputs(data_folder, tmp_path):
+    (data_folder / "labels").mkdir()
+    Image.new("RGB", (9, 9)).save(data_folder / "labels" / "x.png")
+    with pytest.raises(ConfigError, match="would overwrite the input"):
+        main.run(small(data_folder), "predict", tmp_path, str(data_folder / "labels"), data_folder)
+
+
+def test_check_data_gathers_what_is_wrong_in_every_split(data_folder, tmp_path):
+    for split, bad in (("train", "scene 0"), ("val", "scene 3")):
+        (data_folder / f"{split}.txt").write_text(f"{bad}\nscene 1\n")
+        (data_folder / "images" / f"{bad}.jpg").write_bytes(b"nothing")
+    config = small(data_folder, data__train_split="train", eval__split="val")
+    with pytest.raises(DataError, match=r"(?s)scene 0\.jpg.*scene 3\.jpg"):
+        main.run(config, "check_data", tmp_path)
+
+
+def test_class_names_and_their_number_must_agree(data_folder, tmp_path):
+    (data_folder / "classes.txt").write_bytes("\ufeffsky\nroad\ncar\n".encode())
+    main.run(small(data_folder), "check_data", tmp_path)
+    (data_folder / "classes.txt").write_text("sky\nroad\n")
+    with pytest.raises(ConfigError, match="names 2 classes"):
+        main.run(small(data_folder), "check_data", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data__crop_size", (257,)),
+        ("seed", -1),
+        ("model__num_classes", 0),
+        ("model__num_classes", 300),
+        ("eval__class_subset", (0, 30)),
+        ("data__min_scale_factor", 3.0),
+        ("log_every", -1),
+        ("train__batch_size", 0),
+    ],
+)
+def test_values_that_would_fail_later_are_refused_at_once(data_folder, tmp_path, key, value):
+    with pytest.raises(ConfigError, match=key.split("__")[-1]):
+        main.run(small(data_folder, **{key: value}), "train", tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_help_shows_the_flags():
+    done = run("--help")
+    assert done.returncode == 0
+    assert "--workdir" in done.stdout
+
+
+def test_a_workdir_that_cannot_be_written_ends_with_6(data_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(
+        f"{V3PLUS}:mobilenet_v2,folder",
+        f"--workdir={tmp_path / 'file'}",
+        "--mode=check_data",
+        *[f"--config.{k}={v}" for k, v in (SMALL | {"data.root": data_folder}).items()],
+    )
+    assert done.returncode == 6, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_rates_written_for_training_follow_the_evaluation_stride(tmp_path):

@@ -127,8 +127,3 @@ def test_resize_bilinear_half_pixel_equals_jax_image():
     theirs = jax.image.resize(x, (2, 13, 20, 3), "linear", antialias=False)
     ours = ops.resize_bilinear(x, (13, 20), align_corners=False)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-@pytest.mark.parametrize(("size", "scale", "expected"), [(513, 0.25, 129), (512, 0.25, 128)])
-def test_scale_dimension(size, scale, expected):
-    assert ops.scale_dimension(size, scale) == expected

@@ -218,6 +218,8 @@ def test_a_checkpoint_of_another_model_or_stream_is_refused(data_folder, tmp_pat
 def test_impossible_batches_are_refused_before_compiling(data_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"train\.batch_size=3 does not divide over 2 devices"):
         main.run(small(data_folder, train__batch_size=3), "train", tmp_path)
+    with pytest.raises(ConfigError, match="would see one value a channel"):
+        main.run(small(data_folder, train__accumulation_steps=4), "train", tmp_path)
     with pytest.raises(ConfigError, match=r"does not split into train\.accumulation_steps=3"):
         main.run(small(data_folder, train__accumulation_steps=3), "train", tmp_path)
     assert not (tmp_path / "config.json").exists()

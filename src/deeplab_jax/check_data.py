@@ -42,7 +42,8 @@ def check(source, split: str, labels: Labels, ignore_label: int, folder: Path) -
             images_with += counts > 0
             sizes[label.shape] = sizes.get(label.shape, 0) + 1
             if i in shown:
-                drawn = pictures.overlay(example["image"][..., :3], label, labels.palette)
+                shown_ids = np.where(label == ignore_label, 255, label)
+                drawn = pictures.overlay(example["image"][..., :3], shown_ids, labels.palette)
                 tiles.append(pictures.fit(drawn, 240))
 
     report = _report(split, len(source), len(bad), pixels, images_with, sizes, labels, ignore_label)

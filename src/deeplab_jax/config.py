@@ -1,5 +1,6 @@
 """Configurations: loading a config file with its preset, overrides, and what follows from them."""
 
+import difflib
 import importlib.util
 import json
 import sys
@@ -56,10 +57,10 @@ def unknown_key(config: ml_collections.ConfigDict, key: str) -> str:
     """The sentence for a key that is not in the config, with the nearest that is."""
     keys = flat(config)
     hint = did_you_mean(key, keys)
-    if not hint:  # the right leaf in the wrong place, or a typo in a long path
-        leaves = {k.split(".")[-1]: k for k in keys}
-        near = did_you_mean(key.split(".")[-1], leaves)
-        hint = near and f" (did you mean {leaves[near.split(chr(39))[1]]!r}?)"
+    if not hint:  # a typo in the last word, or the right word in the wrong place
+        leaves = {name.split(".")[-1]: name for name in keys}
+        near = difflib.get_close_matches(key.split(".")[-1], leaves, n=1)
+        hint = f" (did you mean {leaves[near[0]]!r}?)" if near else ""
     return f"config has no {key!r}{hint}"
 
 
@@ -72,6 +73,34 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[prefix + key] = value
     return out
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a value that would only fail later, naming it."""
+    values = flat(config)
+    classes = values["model.num_classes"]
+    if not 1 <= classes <= 256:
+        raise ConfigError(f"model.num_classes={classes}: labels are bytes, 1 to 256 classes")
+    for key in ("data.crop_size", "eval.crop_size", "predict.crop_size"):
+        size = values[key]
+        if size is None and key != "data.crop_size":
+            continue
+        if not (isinstance(size, tuple) and len(size) == 2 and all(n >= 1 for n in size)):
+            raise ConfigError(f"{key}={size}: takes (height, width), for instance '(513, 513)'")
+    for key in ("seed", "train.eval_every", "train.checkpoint_every", "log_every", "train.steps"):
+        if values[key] < 0:
+            raise ConfigError(f"{key}={values[key]}: must not be negative")
+    for key in ("train.batch_size", "eval.batch_size", "train.keep_checkpoints"):
+        if values[key] < 1:
+            raise ConfigError(f"{key}={values[key]}: must be at least 1")
+    low, high = values["data.min_scale_factor"], values["data.max_scale_factor"]
+    if not 0 < low <= high or values["data.scale_factor_step_size"] < 0:
+        raise ConfigError(
+            f"data.min_scale_factor={low}, max {high}: takes 0 < min <= max, step >= 0"
+        )
+    wrong = [i for i in values["eval.class_subset"] if not 0 <= i < classes]
+    if wrong:
+        raise ConfigError(f"eval.class_subset: ids {wrong} are outside 0..{classes - 1}")
 
 
 def eval_model(config: Mapping[str, Any]) -> dict[str, Any]:

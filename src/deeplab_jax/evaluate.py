@@ -1,5 +1,7 @@
 """Evaluation over a whole split: one confusion matrix, a table, trimaps, pictures."""
 
+import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +15,6 @@ from deeplab_jax.data import pipeline
 from deeplab_jax.data.labels import Labels
 from deeplab_jax.data.transforms import normalization
 from deeplab_jax.predict import label_maps
-
-TRIMAP_REACH = 40  # px; farther from a boundary nothing is counted by distance
 
 
 class Tally:
@@ -85,8 +85,8 @@ def evaluate(
     """
     data, num_classes = config["data"], config["model"]["num_classes"]
     ignore_label = data["ignore_label"]
-    batch_size = config["eval"]["batch_size"]
-    runtime.check_batch_size("eval.batch_size", batch_size, mesh.size)
+    # Rounded up to the devices: a batch is filled up with repeated images anyway.
+    batch_size = -(-config["eval"]["batch_size"] // mesh.size) * mesh.size
     channels = source[0]["image"].shape[-1]
     tally = Tally(num_classes, ignore_label, trimap_widths)
     shown = set(np.linspace(0, len(source) - 1, panels).astype(int).tolist()) if panels else set()
@@ -152,9 +152,11 @@ def write(folder: Path, results: Mapping[str, Any], tally: Tally, rows, labels: 
     runtime.write_whole(
         folder / "results.json", json.dumps(runtime.finite(results), indent=1) + "\n"
     )
-    header = ",".join(["truth \\ prediction", *labels.names])
-    lines = [",".join([name, *map(str, row)]) for name, row in zip(labels.names, tally.total)]
-    runtime.write_whole(folder / "confusion.csv", "\n".join([header, *lines]) + "\n")
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["truth \\ prediction", *labels.names])
+    writer.writerows([name, *row.tolist()] for name, row in zip(labels.names, tally.total))
+    runtime.write_whole(folder / "confusion.csv", table.getvalue())
     picture = pictures.confusion_matrix(tally.total, labels.names)
     runtime.write_whole(folder / "confusion.png", pictures.png(picture))
     runtime.write_whole(folder / "legend.png", pictures.png(pictures.legend(labels)))

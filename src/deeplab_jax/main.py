@@ -15,7 +15,14 @@ from deeplab_jax import predict as prediction
 from deeplab_jax import train as training
 from deeplab_jax.data import files, pipeline
 from deeplab_jax.data.transforms import normalization
-from deeplab_jax.errors import ConfigError, UserError, WeightsError, did_you_mean
+from deeplab_jax.errors import (
+    ConfigError,
+    DataError,
+    ResourceError,
+    UserError,
+    WeightsError,
+    did_you_mean,
+)
 
 MODES = ("train", "eval", "predict", "check_data")
 
@@ -27,6 +34,7 @@ flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and pictur
 flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 flags.DEFINE_string("input", None, "predict: an image, a folder of images, or a quoted glob.")
 flags.DEFINE_string("output", None, "predict: folder for the results; default WORKDIR/predictions.")
+flags.DEFINE_bool("help", False, "Show this.", short_name="h")
 flags.DEFINE_bool("debug", False, "Show the stack trace of a user error.")
 
 
@@ -51,6 +59,7 @@ def run(config, mode: str, workdir: Path, input: str | None = None, output: Path
         raise ConfigError(
             f"--mode={mode} is not one of {', '.join(MODES)}" + did_you_mean(mode, MODES)
         )
+    configuration.check(config)
     if mode == "predict":
         return _predict(config, workdir, input, output)
     return runs[mode](config, workdir)
@@ -84,7 +93,7 @@ def _train(config, workdir: Path):
         _write_metrics(workdir, step, config.eval.split, results)
         runtime.say(f"step {step}  {config.eval.split} mean iou {100 * results['mean_iou']:.2f} %")
 
-    variables = training.train(
+    variables, step = training.train(
         module,
         variables,
         batches,
@@ -98,9 +107,7 @@ def _train(config, workdir: Path):
             "seed": config.seed,
         },
     )
-    return _evaluate_fully(
-        config, workdir, eval_module, variables, val_source, labels, config.train.steps
-    )
+    return _evaluate_fully(config, workdir, eval_module, variables, val_source, labels, step)
 
 
 def _eval(config, workdir: Path):
@@ -134,40 +141,62 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     if not input:
         raise ConfigError("--mode=predict needs --input=FILE, FOLDER or a quoted 'GLOB'")
     paths = files.find_images(input)
+    output = output or workdir / "predictions"
+    targets = _targets(paths, output)
     module, eval_module = _build(config)
     variables, _ = _trained(config, workdir, module, 3)
     labels = pipeline.class_labels(config.data, config.model.num_classes)
-    output = output or workdir / "predictions"
     runtime.write_whole(output / "legend.png", pictures.png(pictures.legend(labels)))
     classes = [
         {"id": i, "name": name, "colour": labels.palette[i].tolist()}
         for i, name in enumerate(labels.names)
     ]
     runtime.write_whole(output / "labels.json", json.dumps(classes, indent=1) + "\n")
-    taken = set()
     with runtime.Progress(len(paths), "predict") as progress:
-        for path in paths:
+        for path, (index_file, overlay_file) in targets.items():
             image = files.read_image(path)
             pred = prediction.predict(eval_module, variables, image, **config.predict)
-            # a.jpg and a.png in one folder: the second keeps its suffix in its name.
-            name = path.stem if path.stem not in taken else path.name.replace(".", "_")
-            taken.add(name)
             index = pictures.indexed(pred, labels.palette)
-            runtime.write_whole(output / "labels" / f"{name}.png", pictures.png(index))
+            runtime.write_whole(index_file, pictures.png(index))
             drawn = pictures.overlay(image, pred, labels.palette)
-            runtime.write_whole(output / "overlays" / f"{name}.png", pictures.png(drawn))
+            runtime.write_whole(overlay_file, pictures.png(drawn))
             progress.advance()
     runtime.say(f"{len(paths)} images segmented: {output}")
 
 
+def _targets(paths: list[Path], output: Path) -> dict[Path, tuple[Path, Path]]:
+    """{image: (label file, overlay file)}: no two alike, none of them an input."""
+    targets, taken = {}, set()
+    for path in paths:
+        name, count = path.stem, 1
+        while name in taken:  # a.jpg and a.png, or a.jpg of two folders
+            count += 1
+            name = f"{path.stem}_{count}"
+        taken.add(name)
+        targets[path] = (output / "labels" / f"{name}.png", output / "overlays" / f"{name}.png")
+    written = {file.resolve() for pair in targets.values() for file in pair}
+    written |= {(output / name).resolve() for name in ("legend.png", "labels.json")}
+    for path in paths:
+        if path.resolve() in written:
+            raise ConfigError(f"--output={output} would overwrite the input {path}; choose another")
+    return targets
+
+
 def _check_data(config, workdir: Path):
     labels = pipeline.class_labels(config.data, config.model.num_classes)
+    problems = []
     for split in dict.fromkeys((config.data.train_split, config.eval.split)):
-        source = pipeline.source(config.data, split, config.model.num_classes)
         folder = workdir / "check_data"
-        report = checking.check(source, split, labels, config.data.ignore_label, folder)
+        try:
+            source = pipeline.source(config.data, split, config.model.num_classes)
+            report = checking.check(source, split, labels, config.data.ignore_label, folder)
+        except DataError as error:
+            problems.append(str(error))
+            continue
         runtime.say(report)
         runtime.say(f"contact sheet: {folder / split}.png\n")
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 def _build(config):
@@ -225,6 +254,8 @@ def _parse(argv):
         raise ConfigError(_override_error(argv, error)) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    if FLAGS.help:
+        return
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is no flag; flags begin with --")
     if FLAGS.config is None:
@@ -252,11 +283,14 @@ def _override_error(argv, error) -> str:
     return str(error)
 
 
-def main(argv=None) -> int:
+def main() -> int:
     """Entry point of `python -m deeplab_jax.main` and of the `deeplab` script."""
-    argv = sys.argv if argv is None else argv
+    argv = sys.argv
     try:
         _parse(argv)
+        if FLAGS.help:
+            print(f"deeplab --config=FILE.py[:PRESET] --workdir=DIR [--mode=...]\n{_flag_help()}")
+            return 0
         run(
             FLAGS.config,
             FLAGS.mode,
@@ -269,7 +303,20 @@ def main(argv=None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        exhausted = not isinstance(error, jax.errors.JaxRuntimeError) or (
+            "RESOURCE_EXHAUSTED" in str(error)
+        )
+        if "--debug" in argv or not exhausted:
+            raise
+        advice = "free disk or memory, check permissions, or lower train.batch_size"
+        print(f"error: {type(error).__name__}: {error}; {advice}", file=sys.stderr)
+        return ResourceError.exit_code
     return 0
+
+
+def _flag_help() -> str:
+    return FLAGS.module_help(sys.modules[__name__])
 
 
 if __name__ == "__main__":

@@ -63,11 +63,6 @@ def default_atrous_rates(output_stride: int) -> tuple[int, int, int]:
     return tuple(base * 16 // output_stride for base in (6, 12, 18))
 
 
-def scale_dimension(size: int, scale: float) -> int:
-    """Size after scaling so that corners stay aligned: int((size - 1) * scale + 1)."""
-    return int((size - 1) * scale + 1)
-
-
 # --- padding ---------------------------------------------------------------------------------
 
 

@@ -43,6 +43,11 @@ def check_batch(train: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
             f"train.batch_size={size} does not split into train.accumulation_steps={parts} "
             f"parts over {mesh.size} devices"
         )
+    if size == parts and train["fine_tune_batch_norm"]:
+        raise ConfigError(
+            f"train.batch_size={size} in {parts} parts: batch norm of the pooled features would "
+            "see one value a channel; use larger parts or train.fine_tune_batch_norm=False"
+        )
 
 
 def make_step(
@@ -164,12 +169,13 @@ def train(
     mesh: jax.sharding.Mesh,
     evaluate: Callable[[Any, int], None],
     position_check: Mapping[str, Any],
-) -> Any:
+) -> tuple[Any, int]:
     """Trains to `config.train.steps`, resuming from workdir's newest checkpoint if there is one.
 
     Args:
       module: the network to train.
-      variables: where to start; unused when resuming.
+      variables: where to start; unused when resuming, and not to be used afterwards: the first
+        step may take over their memory.
       batches: iterator with `get_state`, `set_state` (see `data.pipeline.train_iterator`).
       config: the whole configuration.
       workdir: gets checkpoints/ and metrics.jsonl.
@@ -178,7 +184,8 @@ def train(
       position_check: facts on the data stream that a resumed run must share.
 
     Returns:
-      The trained {"params", "batch_stats"}.
+      (the trained {"params", "batch_stats"}, their step: past `train.steps` where the workdir
+      already was).
 
     Raises:
       NumericsError: when the loss is no longer finite; the last checkpoint before is kept.
@@ -209,8 +216,8 @@ def train(
             runtime.say(f"resuming from step {first} in {workdir}")
         writer.forget_after(first)
         if first >= steps:
-            runtime.say(f"{workdir} already holds step {first} of {steps}: nothing to train")
-            return {"params": state.params, "batch_stats": state.batch_stats}
+            runtime.say(f"step {first} of {steps}: nothing left to train")
+            return {"params": state.params, "batch_stats": state.batch_stats}, first
 
         meter = Meter(train["batch_size"])
         position = None
@@ -236,9 +243,9 @@ def train(
                 progress.advance()
 
                 last = step == steps
-                if step % config["log_every"] == 0 or last:
+                if _due(step, config["log_every"]) or last:
                     line = {"step": step} | meter.finish()
-                    _check_finite(line, step, first, config["log_every"], manager)
+                    _check_finite(line, step, manager)
                     left = (steps - step) * train["batch_size"] / line["images_per_second"]
                     writer.write(line)
                     progress.note(loss=f"{line['loss']:.3f}")
@@ -248,26 +255,30 @@ def train(
                         f"left {runtime.duration(left)}  "
                         f"data wait {100 * line['data_wait_share']:.0f} %"
                     )
-                if step % train["checkpoint_every"] == 0 or last:
-                    _check_finite(jax.device_get(figures), step, step - 1, 1, manager)
+                if _due(step, train["checkpoint_every"]) or last:
+                    _check_finite(jax.device_get(figures), step, manager)
                     saved = {"iterator": position, **position_check}
                     checkpoint.save(manager, step, state, saved)
-                if step % train["eval_every"] == 0 and not last:
+                if _due(step, train["eval_every"]) and not last:
+                    paused = time.monotonic()
                     evaluate({"params": state.params, "batch_stats": state.batch_stats}, step)
-                    meter.started = time.monotonic()
+                    meter.started += time.monotonic() - paused
         manager.wait_until_finished()
         manager.check_for_errors()
-    return {"params": state.params, "batch_stats": state.batch_stats}
+    return {"params": state.params, "batch_stats": state.batch_stats}, steps
 
 
-def _check_finite(line, step, first, log_every, manager) -> None:
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0  # 0: never
+
+
+def _check_finite(line, step, manager) -> None:
     if np.isfinite(line["loss"]) and np.isfinite(line["gradient_norm"]):
         return
     manager.wait_until_finished()
     kept = manager.latest_step()
     raise NumericsError(
-        f"loss {line['loss']}, gradient norm {line['gradient_norm']} between steps "
-        f"{max(first, step - log_every) + 1} and {step}. "
+        f"loss {line['loss']}, gradient norm {line['gradient_norm']} by step {step}. "
         + (f"The checkpoint of step {kept} is kept. " if kept else "")
         + "Try a lower optim.learning_rate, a larger batch, or train.fine_tune_batch_norm=False"
     )

@@ -1,7 +1,7 @@
 """Images and masks on disk: reading them without guessing, and datasets made of folders of them."""
 
 import dataclasses
-import warnings
+import glob
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,22 +16,25 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 MASK_FORMATS = ("PNG", "TIFF", "BMP")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-MAX_PIXELS = 200_000_000
+# Pillow widens grey of 2 and 4 bits to a byte; ids must come back as they were stored.
+NARROW_GREY = {"L;2": 85, "L;4": 17}
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """Reads an image as RGB, [H, W, 3] uint8, turned upright by its EXIF orientation.
 
     Raises:
-      DataError: if the file is missing, truncated, no image, or larger than `MAX_PIXELS`.
+      DataError: if the file is missing, truncated, no image, or larger than Pillow's limit.
     """
     with _opened(path, IMAGE_FORMATS, "image") as image:
         image = ImageOps.exif_transpose(image)
-        if image.mode in ("I;16", "I", "F"):
+        if image.mode.startswith("I") or image.mode == "F":
             raise DataError(
                 f"{path}: a {image.mode} image (more than 8 bits a channel); convert it to 8-bit "
                 "RGB or grey first, so that you choose how its range is mapped"
             )
+        if "transparency" in image.info:
+            image = image.convert("RGBA")  # what Pillow asks for before dropping transparency
         return np.asarray(image.convert("RGB"))
 
 
@@ -43,11 +46,12 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
       DataError: as `read_image`; also for colour masks, whose colours need a colour map.
     """
-    with _opened(path, MASK_FORMATS, "mask") as mask:
+    opened = _opened(path, MASK_FORMATS, "mask")
+    with opened as mask:
         if mask.mode == "1":
             return np.asarray(mask).astype(np.uint8)
         if mask.mode in ("P", "L"):
-            return np.asarray(mask)
+            return np.asarray(mask) // np.uint8(NARROW_GREY.get(opened.stored_mode, 1))
         if mask.mode.startswith("I"):  # "I;16", "I": 16 bits and more
             return np.asarray(mask).astype(np.int32)
         raise DataError(
@@ -73,21 +77,20 @@ class _opened:
 
     def _decoded(self) -> Image.Image:
         try:
-            with warnings.catch_warnings():
-                # Pillow's own alarm is at 89 megapixels; ours is MAX_PIXELS, checked below.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                self.image = Image.open(self.path, formats=self.formats)
-            width, height = self.image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(
-                    f"{self.path}: {width}x{height} pixels, more than the limit of {MAX_PIXELS}"
-                )
+            self.image = Image.open(self.path, formats=self.formats)
+            arguments = self.image.tile[0][3] if self.image.tile else None
+            self.stored_mode = arguments[0] if isinstance(arguments, tuple) else arguments
             self.image.load()
         except FileNotFoundError as error:
             raise DataError(f"{self.path}: no such {self.what}") from error
         except IsADirectoryError as error:
             raise DataError(f"{self.path}: a folder where an {self.what} was expected") from error
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
+            raise DataError(
+                f"{self.path}: too large to open safely ({error}); make it smaller, or raise "
+                "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+            ) from error
+        except UnidentifiedImageError as error:
             raise DataError(
                 f"{self.path}: not a readable {self.what} ({', '.join(self.formats)} are read, "
                 f"the file has {self.path.stat().st_size} bytes); replace or remove it"
@@ -130,7 +133,7 @@ class Pairs:
         if image.shape[:2] != mask.shape:
             raise DataError(
                 f"{self.masks[index]}: mask of {_size(mask)} for an image of {_size(image)} "
-                f"({self.images[index]}); they must be the same size"
+                f"({self.images[index]}); they must be the same size" + _turned(image, mask)
             )
         check_ids(mask, self.num_classes, self.ignore_label, self.masks[index])
         return {"image": image, "label": mask, "name": self.images[index].stem}
@@ -159,6 +162,12 @@ def check_ids(mask: np.ndarray, num_classes: int, ignore_label: int, path) -> No
 def _ids(ids: np.ndarray) -> str:
     shown = ", ".join(str(int(i)) for i in ids[:12])
     return shown + (f", ... ({len(ids)} ids)" if len(ids) > 12 else "")
+
+
+def _turned(image: np.ndarray, mask: np.ndarray) -> str:
+    if image.shape[:2] != mask.shape[::-1]:
+        return ""
+    return " (the image was turned upright by its EXIF orientation; turn the mask likewise)"
 
 
 def _size(array: np.ndarray) -> str:
@@ -202,6 +211,11 @@ def folder(root: str | Path, split: str, num_classes: int, ignore_label: int) ->
     root = _existing(root)
     images = _by_stem(root / "images", IMAGE_SUFFIXES)
     masks = _by_stem(root / "masks", MASK_SUFFIXES)
+    lists = root / "lists" if (root / "lists").is_dir() else root
+    listed = any((lists / f"{name}.txt").is_file() for name in ("train", "val", split))
+    if listed and split != "all":
+        wanted = set(_read_list(lists, split))
+        images, masks = ({s: p for s, p in x.items() if s in wanted} for x in (images, masks))
     unmatched = sorted(images.keys() ^ masks.keys())
     if unmatched:
         lines = [
@@ -212,15 +226,14 @@ def folder(root: str | Path, split: str, num_classes: int, ignore_label: int) ->
             f"{len(unmatched)} files in {root} have no partner of the same name:\n"
             + first_few(lines)
         )
-    if not images:
+    if not images and not listed:
         raise DataError(
             f"{root / 'images'}: no images ({', '.join(IMAGE_SUFFIXES)}) with masks of the same "
             f"name in {root / 'masks'}"
         )
-    lists = root / "lists" if (root / "lists").is_dir() else root
     if split == "all":
         names = sorted(images)
-    elif list(lists.glob("*.txt")):
+    elif listed:
         names = _read_list(lists, split)
     else:
         names = _tenth(sorted(images), split, root)
@@ -244,8 +257,8 @@ def find_images(path: str | Path) -> list[Path]:
     if path.is_dir():
         found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
     else:
-        anchor = Path(path.anchor) if path.is_absolute() else Path()
-        found = [p for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file()]
+        matches = glob.glob(str(path.expanduser()), recursive=True)
+        found = [Path(p) for p in matches if Path(p).is_file()]
     if not found:
         raise DataError(
             f"{path}: no image found; give a file, a folder of {', '.join(IMAGE_SUFFIXES)} files, "
@@ -278,18 +291,27 @@ def _by_stem(directory: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 def _read_list(lists: Path, split: str) -> list[str]:
     path = lists / f"{split}.txt"
     if not path.is_file():
-        known = sorted(p.stem for p in lists.glob("*.txt"))
+        known = sorted(p.stem for p in lists.glob("*.txt") if p.stem != "classes")
         raise DataError(
             f"{path}: no such split list; there are {', '.join(known) or 'none'}"
             + did_you_mean(split, known)
         )
-    names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    names = read_lines(path)
     if not names:
         raise DataError(f"{path}: the list is empty")
     outside = [name for name in names if ".." in Path(name).parts or Path(name).is_absolute()]
     if outside:
         raise DataError(f"{path}: names must stay inside the dataset:\n{first_few(outside)}")
     return names
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that hold something, stripped; a byte-order mark is no text."""
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a UTF-8 text file ({error}); save it as UTF-8") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _tenth(names: list[str], split: str, root: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """From a source to batches, with grain: same order and augmentation for the same seed, anywhere."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -22,7 +23,7 @@ def source(data: Mapping[str, Any], split: str, num_classes: int):
       ConfigError: for an unknown dataset name.
       DataError: for files that are not there.
     """
-    name = data["name"]
+    name = _known(data["name"])
     if name == "synthetic":
         options = data["synthetic"]
         try:
@@ -33,22 +34,31 @@ def source(data: Mapping[str, Any], split: str, num_classes: int):
             )
         except ValueError as error:
             raise ConfigError(f"data.synthetic: {error}") from error
-    if name not in DATASETS:
-        raise ConfigError(
-            f"data.name {name!r} is not one of {', '.join(DATASETS)}" + did_you_mean(name, DATASETS)
-        )
     layout = {"folder": files.folder, "voc": files.voc}[name]
     return layout(data["root"], split, num_classes, data["ignore_label"])
 
 
 def class_labels(data: Mapping[str, Any], num_classes: int) -> Labels:
     """Names and colours of the dataset's classes; a folder may name its own in classes.txt."""
-    if data["name"] == "folder":
-        path = files.Path(data["root"]) / "classes.txt"
-        names = path.read_text("utf-8").split("\n") if path.is_file() else []
-        return labels([name.strip() for name in names if name.strip()], num_classes)
-    known = {"synthetic": SYNTHETIC_CLASSES, "voc": VOC_CLASSES}
-    return labels(known[data["name"]], num_classes)
+    known = {"synthetic": SYNTHETIC_CLASSES, "voc": VOC_CLASSES, "folder": ()}
+    names = known[_known(data["name"])]
+    path = Path(data["root"]) / "classes.txt"
+    if data["name"] == "folder" and path.is_file():
+        names = files.read_lines(path)
+        if len(names) != num_classes or len(set(names)) < len(names):
+            raise ConfigError(
+                f"{path} names {len(names)} classes ({len(set(names))} different), "
+                f"model.num_classes is {num_classes}: set --config.model.num_classes={len(names)}"
+            )
+    return labels(names, num_classes)
+
+
+def _known(name: str) -> str:
+    if name not in DATASETS:
+        raise ConfigError(
+            f"data.name {name!r} is not one of {', '.join(DATASETS)}" + did_you_mean(name, DATASETS)
+        )
+    return name
 
 
 class _Cached:
@@ -65,9 +75,6 @@ class _Cached:
         if index not in self.examples:
             self.examples[index] = self.source[index]
         return self.examples[index]
-
-    def __repr__(self) -> str:
-        return repr(self.source)
 
 
 def train_iterator(source, data: Mapping[str, Any], seed: int, batch_size: int):

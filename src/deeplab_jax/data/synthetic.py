@@ -102,7 +102,7 @@ class _Scene:
         count = int(rng.integers(4, 8))
         twins = _place_twins(rng) if rng.random() < 0.5 else []
         for (y, x), (beacon_y, beacon_x) in twins:
-            self.placed += [(y, x, 20.0), (beacon_y, beacon_x, 12.0)]
+            self.placed += [(y, x, 22.0), (beacon_y, beacon_x, 12.0)]
         for _ in range(int(rng.integers(1, 4))):
             self._distractor()
         # One large solid in every scene, so that background is about half of it.
@@ -112,7 +112,7 @@ class _Scene:
             objects.append((kind, self._radius(kind)))
         for kind, radius in sorted(objects, key=lambda item: -item[1]):
             self._object(kind, radius)
-        tilt, size = rng.uniform(-TILT, TILT), rng.uniform(17, 20)  # the same for both twins
+        tilt, size = rng.uniform(-TILT, TILT), rng.uniform(20, 23)  # the same for both twins
         for k, ((y, x), beacon) in enumerate(twins):
             self._twin((TWIN_A, TWIN_B)[k], (y, x), beacon, tilt, size, link=2 * k + 1)
         self._finish()

@@ -20,9 +20,8 @@ def normalization(name: str, channels: int = 3) -> tuple[np.ndarray, np.ndarray]
     """(mean, std), each [channels] float32; channels past RGB (depth) take the mid-grey ones."""
     if name not in NORMALIZATIONS:
         raise ValueError(f"normalization {name!r} is not one of {', '.join(NORMALIZATIONS)}")
-    extra = (127.5,) * (channels - 3)
-    mean, std = NORMALIZATIONS[name]
-    return np.array(mean + extra, np.float32), np.array(std + extra, np.float32)
+    extra = (127.5,) * max(channels - 3, 0)
+    return tuple(np.array((x + extra)[:channels], np.float32) for x in NORMALIZATIONS[name])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ model and imports none. `load` is the door.
 """
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def load(source: str | Path | Mapping[str, np.ndarray], target: Any, log=None) -
             + first_few(sorted(problems), 20)
         )
     if log:
-        log(f"{name}: {layout.name}, {len(loaded)} arrays loaded")
+        log(f"{name}: {layout.name}, {len(loaded)} arrays loaded. {layout.note}")
         if kept:
             heads = sorted({"/".join(path.split("/")[1:3]) for path in kept})
             log(f"left as initialised: {len(kept)} arrays of {', '.join(heads)}")
@@ -84,7 +85,15 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         # allow_pickle=False: an object array would run code of whoever wrote the file.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise WeightsError(f"{path}: not a readable .npz file ({error})") from error
 
 

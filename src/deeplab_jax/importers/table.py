@@ -24,6 +24,7 @@ class Layout:
       signature: names that only this layout has.
       rules: each foreign key must match exactly one, in full.
       trunk: a backbone alone: leaves outside params/backbone and batch_stats/backbone may stay.
+      note: what else these weights need to work, a sentence for people.
       constants: {regular expression of our path: value} for leaves the source does not store.
     """
 
@@ -31,6 +32,7 @@ class Layout:
     signature: frozenset[str]
     rules: tuple[Rule, ...]
     trunk: bool = False
+    note: str = ""
     constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def rename(

@@ -41,6 +41,7 @@ FOLDED = Layout(
         (r"logits/semantic/biases", r"params/logits/bias", same),
         (r"Reshape", None, same),  # a constant of the graph's preprocessing
     ),
+    note="They hold no batch statistics: fine-tune with train.fine_tune_batch_norm=False",
     constants={
         r"params/.*/norm/scale": 1.0,
         r"batch_stats/.*/norm/mean": 0.0,

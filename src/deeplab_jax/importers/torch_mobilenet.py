@@ -61,4 +61,6 @@ TRUNK = Layout(
         (r".*\.num_batches_tracked", None, same),
     ),
     trunk=True,
+    note="They need data.normalization=imagenet, model.padding=fixed, "
+    "model.batch_norm_epsilon=1e-5 (the preset mobilenet_v2_torch)",
 )

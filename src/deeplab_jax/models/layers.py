@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from deeplab_jax import ops
 
-# The official code's initialisers: variance scaling for dense kernels, fixed spreads elsewhere.
+# He's for dense kernels; the spreads of the official head for depthwise kernels and logits.
 dense_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 depthwise_init = nn.initializers.truncated_normal(0.33)
 logits_init = nn.initializers.truncated_normal(0.01)

@@ -39,8 +39,8 @@ class MobileNetV2(nn.Module):
     """Normalised images [B, H, W, C] → {"features" [B, h, w, 320 x width], "low_level_4", ...}.
 
     Attributes:
-      width_multiplier: scales all channels. At 1 they are rounded to multiples of 8; below, the
-        official DeepLab models keep them unrounded.
+      width_multiplier: scales all channels. The official DeepLab models keep what comes
+        out as it is, where the paper rounds to multiples of 8.
       output_stride: 8, 16 or 32.
       norm: makes a batch norm.
       padding: "same" as in TensorFlow, or "fixed" for weights trained in PyTorch. They differ
