@@ -115,7 +115,7 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         figures = {
             "loss": loss,
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
         state = TrainState(
