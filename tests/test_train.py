@@ -69,9 +69,7 @@ def batch(size=4, seed=0):
 
 
 def test_the_loss_falls_on_the_same_few_images(tmp_path):
-    step, state, mesh = step_and_state(
-        small(tmp_path, optim__learning_rate=0.3, train__steps=1000)
-    )
+    step, state, mesh = step_and_state(small(tmp_path, optim__learning_rate=0.3, train__steps=1000))
     assert mesh.size == 2
     losses = []
     for _ in range(25):

@@ -11,14 +11,26 @@ from deeplab_jax.errors import WeightsError
 FOLDER = "checkpoints"
 
 
-def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
-    """Manages workdir/checkpoints. Use it in a `with`: leaving without closing loses saves."""
+def manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
+    """Manages workdir/checkpoints. Use it in a `with`: leaving without closing loses saves.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest steps stay; None only reads, and leaves another process's
+        half-written step alone.
+    """
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    if keep is not None:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True
+        )
     return ocp.CheckpointManager(
         (workdir / FOLDER).absolute(),
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-            cleanup_tmp_directories=True,
-        ),
+        options=options,
+        item_handlers={
+            "state": ocp.StandardCheckpointHandler(),
+            "position": ocp.JsonCheckpointHandler(),
+        },
     )
 
 
@@ -38,6 +50,7 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, 
     Raises:
       WeightsError: if the checkpoint is damaged or belongs to another model.
     """
+    _check_fits(manager, step, {"params": like.params, "batch_stats": like.batch_stats})
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
         found = manager.restore(
@@ -48,9 +61,9 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, 
         )
     except Exception as error:  # Orbax raises many kinds, some of them bare Exception
         raise WeightsError(
-            f"{manager.directory}/{step}: cannot be restored: it is damaged, or it belongs to "
-            f"another model or optimizer ({_first_line(error)}). Use the configuration it was "
-            "trained with, or another --workdir"
+            f"{manager.directory}/{step}: cannot be restored: damaged, or of another optimizer "
+            f"({_first_line(error)}). Use the configuration it was trained with, or another "
+            "--workdir"
         ) from error
     return found.state, found.position
 
@@ -75,6 +88,8 @@ def load_variables(workdir: Path, like: Any) -> tuple[Any, int]:
     step = latest_step(workdir)
     if step is None:
         raise WeightsError(f"{workdir}: no checkpoint in {workdir / FOLDER}; train there first")
+    with manager(workdir) as opened:
+        _check_fits(opened, step, like)
     path = (workdir / FOLDER / str(step) / "state").absolute()
     with ocp.StandardCheckpointer() as checkpointer:
         try:
@@ -83,13 +98,25 @@ def load_variables(workdir: Path, like: Any) -> tuple[Any, int]:
         except Exception as error:
             raise WeightsError(f"{path}: cannot be read ({_first_line(error)})") from error
     found = {key: found[key] for key in ("params", "batch_stats")}
-    if (theirs := _shapes(found)) != (ours := _shapes(like)):
-        differing = sorted(theirs.items() ^ ours.items())[:6]
-        raise WeightsError(
-            f"{path}: belongs to another model; the first differences: "
-            + ", ".join(f"{name} {shape}" for name, shape in differing)
-        )
     return jax.tree.map(lambda leaf, array: array.astype(leaf.dtype), like, found), step
+
+
+def _check_fits(manager: ocp.CheckpointManager, step: int, variables: Any) -> None:
+    """Raises WeightsError if the saved parameters or statistics have other names or shapes."""
+    path = f"{manager.directory}/{step}"
+    try:
+        saved = manager.item_metadata(step).state.tree
+        theirs = _shapes({key: saved[key] for key in ("params", "batch_stats")})
+    except Exception as error:
+        raise WeightsError(f"{path}: cannot be read ({_first_line(error)})") from error
+    ours = _shapes(variables)
+    differing = sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name))
+    if differing:
+        raise WeightsError(
+            f"{path}: belongs to another model; the first of {len(differing)} differences: "
+            + ", ".join(f"{n}: {theirs.get(n)} there, {ours.get(n)} here" for n in differing[:3])
+            + ". Use the configuration it was trained with, or another --workdir"
+        )
 
 
 def _shapes(tree) -> dict[str, tuple]:

@@ -38,15 +38,15 @@ def check_batch(train: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError unless the batch splits into its parts over the devices."""
     size, parts = train["batch_size"], train["accumulation_steps"]
     runtime.check_batch_size("train.batch_size", size, mesh.size)
-    if parts < 1 or size % (parts * mesh.size):
-        raise ConfigError(
-            f"train.batch_size={size} does not split into train.accumulation_steps={parts} "
-            f"parts over {mesh.size} devices"
-        )
     if size == parts and train["fine_tune_batch_norm"]:
         raise ConfigError(
             f"train.batch_size={size} in {parts} parts: batch norm of the pooled features would "
             "see one value a channel; use larger parts or train.fine_tune_batch_norm=False"
+        )
+    if parts < 1 or size % (parts * mesh.size):
+        raise ConfigError(
+            f"train.batch_size={size} does not split into train.accumulation_steps={parts} "
+            f"parts over {mesh.size} devices"
         )
 
 
