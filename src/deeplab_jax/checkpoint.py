@@ -11,22 +11,18 @@ from deeplab_jax.errors import WeightsError
 FOLDER = "checkpoints"
 
 
-def manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """Manages workdir/checkpoints. Use it in a `with`: leaving without closing loses saves.
+def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
+    """Manages workdir/checkpoints, keeping the newest `keep` steps.
 
-    Args:
-      workdir: the run's folder.
-      keep: how many of the newest steps stay; None only reads, and leaves another process's
-        half-written step alone.
+    Use it in a `with`: leaving without closing loses saves. It removes half-written steps, so
+    only the process that trains there may open it.
     """
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    if keep is not None:
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True
-        )
     return ocp.CheckpointManager(
         (workdir / FOLDER).absolute(),
-        options=options,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            cleanup_tmp_directories=True,
+        ),
         item_handlers={
             "state": ocp.StandardCheckpointHandler(),
             "position": ocp.JsonCheckpointHandler(),
@@ -50,7 +46,14 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, 
     Raises:
       WeightsError: if the checkpoint is damaged or belongs to another model.
     """
-    _check_fits(manager, step, {"params": like.params, "batch_stats": like.batch_stats})
+    try:
+        saved = manager.item_metadata(step).state.tree
+    except Exception as error:
+        raise WeightsError(
+            f"{manager.directory}/{step}: cannot be read ({_first_line(error)})"
+        ) from error
+    expected = {"params": like.params, "batch_stats": like.batch_stats}
+    _check_fits({key: saved[key] for key in expected}, expected, f"{manager.directory}/{step}")
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
         found = manager.restore(
@@ -88,8 +91,6 @@ def load_variables(workdir: Path, like: Any) -> tuple[Any, int]:
     step = latest_step(workdir)
     if step is None:
         raise WeightsError(f"{workdir}: no checkpoint in {workdir / FOLDER}; train there first")
-    with manager(workdir) as opened:
-        _check_fits(opened, step, like)
     path = (workdir / FOLDER / str(step) / "state").absolute()
     with ocp.StandardCheckpointer() as checkpointer:
         try:
@@ -98,18 +99,13 @@ def load_variables(workdir: Path, like: Any) -> tuple[Any, int]:
         except Exception as error:
             raise WeightsError(f"{path}: cannot be read ({_first_line(error)})") from error
     found = {key: found[key] for key in ("params", "batch_stats")}
+    _check_fits(found, like, str(path))
     return jax.tree.map(lambda leaf, array: array.astype(leaf.dtype), like, found), step
 
 
-def _check_fits(manager: ocp.CheckpointManager, step: int, variables: Any) -> None:
-    """Raises WeightsError if the saved parameters or statistics have other names or shapes."""
-    path = f"{manager.directory}/{step}"
-    try:
-        saved = manager.item_metadata(step).state.tree
-        theirs = _shapes({key: saved[key] for key in ("params", "batch_stats")})
-    except Exception as error:
-        raise WeightsError(f"{path}: cannot be read ({_first_line(error)})") from error
-    ours = _shapes(variables)
+def _check_fits(theirs: Any, ours: Any, path: str) -> None:
+    """Raises WeightsError if saved variables have other names or shapes than ours."""
+    theirs, ours = _shapes(theirs), _shapes(ours)
     differing = sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name))
     if differing:
         raise WeightsError(
