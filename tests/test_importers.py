@@ -144,7 +144,8 @@ def test_official_pascal_model_gives_the_official_labels():
             SHARED / "data" / "voc2012_subset" / "JPEGImages" / f"{path.stem}.jpg"
         )
         ours = predict(PASCAL, variables, image, crop_size=(513, 513))
-        theirs = np.asarray(Image.open(path))
+        with Image.open(path) as reference:
+            theirs = np.asarray(reference)
         equal += (ours == theirs).sum()
         total += theirs.size
     assert total > 12 * 300 * 300

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -28,6 +29,11 @@ def run(*arguments, cwd=None):
         cwd=cwd,
         env=environment,
     )
+
+
+def size(path):
+    with Image.open(path) as picture:
+        return picture.size
 
 
 @pytest.mark.parametrize(
@@ -121,7 +127,7 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path):
     for name in ("config.json", "metrics.jsonl", "eval/results.json", "eval/confusion.csv"):
         assert (workdir / name).stat().st_size > 0
     for name in ("confusion.png", "panel.png", "legend.png"):
-        assert Image.open(workdir / "eval" / name).size[0] > 50
+        assert size(workdir / "eval" / name)[0] > 50
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 5, 6, 6]
     assert {"loss", "learning_rate", "images_per_second"} <= lines[1].keys()
@@ -133,16 +139,16 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path):
     denser = small(data_folder, eval__model__output_stride=8)
     assert main.run(denser, "eval", workdir)["mean_iou"] >= 0
 
-    images = data_folder / "images"
-    Image.open(images / "scene 1.jpg").save(images / "scene 1.png")
-    main.run(small(data_folder), "predict", workdir, str(images))
+    photos = shutil.copytree(data_folder / "images", tmp_path / "photos")
+    Image.new("RGB", (50, 40)).save(photos / "scene 1.png")
+    main.run(small(data_folder), "predict", workdir, str(photos))
     written = sorted(p.name for p in (workdir / "predictions" / "labels").iterdir())
     assert written == sorted([*(f"scene {i}.png" for i in range(4)), "scene 1_2.png"])
-    index = Image.open(workdir / "predictions" / "labels" / "scene 2.png")
-    assert (index.mode, index.size) == ("P", (50, 40))
-    assert np.asarray(index).max() < 3
-    assert index.getpalette()[:6] == labels.voc_palette()[:2].ravel().tolist()
-    assert Image.open(workdir / "predictions" / "overlays" / "scene 2.png").size == (50, 40)
+    with Image.open(workdir / "predictions" / "labels" / "scene 2.png") as index:
+        assert (index.mode, index.size) == ("P", (50, 40))
+        assert np.asarray(index).max() < 3
+        assert index.getpalette()[:6] == labels.voc_palette()[:2].ravel().tolist()
+    assert size(workdir / "predictions" / "overlays" / "scene 2.png") == (50, 40)
     assert json.loads((workdir / "predictions" / "labels.json").read_text())[1]["id"] == 1
 
     fine_tuned = main.run(
@@ -156,7 +162,7 @@ def test_check_data_reports_and_draws(data_folder, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "all: 4 examples, 0 of them bad" in said
     assert "50x40 (4)" in said
-    assert Image.open(tmp_path / "check_data" / "all.png").size[0] > 150
+    assert size(tmp_path / "check_data" / "all.png")[0] > 150
 
 
 def test_predict_without_input_or_weights_says_what_is_missing(data_folder, tmp_path):

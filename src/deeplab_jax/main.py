@@ -265,6 +265,8 @@ def _parse(argv):
 
 
 def _flag_error(text: str) -> str:
+    if "Traceback" in text:  # absl quotes the whole trace of a failing get_config
+        text = "--config: " + text.strip().splitlines()[-1].partition(": ")[2]
     return text.replace("flags.", "").strip()
 
 

@@ -25,15 +25,11 @@ def source(data: Mapping[str, Any], split: str, num_classes: int):
     """
     name = _known(data["name"])
     if name == "synthetic":
-        options = data["synthetic"]
         try:
-            return (
-                _Cached(Synthetic(split, **options))
-                if data["cache"]
-                else Synthetic(split, **options)
-            )
+            scenes = Synthetic(split, **data["synthetic"])
         except ValueError as error:
             raise ConfigError(f"data.synthetic: {error}") from error
+        return _Cached(scenes) if data["cache"] else scenes
     layout = {"folder": files.folder, "voc": files.voc}[name]
     return layout(data["root"], split, num_classes, data["ignore_label"])
 
