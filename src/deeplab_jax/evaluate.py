@@ -66,7 +66,6 @@ def evaluate(
     mesh,
     trimap_widths: Sequence[int] = (),
     panels: int = 0,
-    what: str = "eval",
 ) -> tuple[dict[str, Any], Tally, list[list[np.ndarray]]]:
     """Predicts every image of `source`, whole and at its own size, and scores it.
 
@@ -78,7 +77,6 @@ def evaluate(
       mesh: the devices.
       trimap_widths: in px; () measures none.
       panels: how many images to show beside truth and prediction, spread over the split.
-      what: word for the progress bar.
 
     Returns:
       (figures, counts, rows of [image, truth, prediction] pictures).
@@ -91,7 +89,7 @@ def evaluate(
     tally = Tally(num_classes, ignore_label, trimap_widths)
     shown = set(np.linspace(0, len(source) - 1, panels).astype(int).tolist()) if panels else set()
     rows, seen = [], 0
-    with runtime.Progress(len(source), what) as progress:
+    with runtime.Progress(len(source), "eval") as progress:
         for images, examples in pipeline.eval_batches(
             source,
             config["eval"]["crop_size"],

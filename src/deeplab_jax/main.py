@@ -54,15 +54,14 @@ def run(config, mode: str, workdir: Path, input: str | None = None, output: Path
     Raises:
       UserError: with the sentence for the user and the exit code.
     """
-    runs = {"train": _train, "eval": _eval, "predict": _predict, "check_data": _check_data}
-    if mode not in runs:
+    if mode not in MODES:
         raise ConfigError(
             f"--mode={mode} is not one of {', '.join(MODES)}" + did_you_mean(mode, MODES)
         )
     configuration.check(config)
     if mode == "predict":
         return _predict(config, workdir, input, output)
-    return runs[mode](config, workdir)
+    return {"train": _train, "eval": _eval, "check_data": _check_data}[mode](config, workdir)
 
 
 def _train(config, workdir: Path):
@@ -238,14 +237,12 @@ def _write_metrics(workdir: Path, step: int, split: str, results) -> None:
 
 def _parse(argv):
     """absl's parsing, with its errors in our words."""
-    for i, argument in enumerate(argv):
-        if argument in ("--config", "-config") and i + 1 < len(argv):
-            argument = f"--config={argv[i + 1]}"
-        if argument.startswith(("--config=", "-config=")):
-            path = argument.split("=", 1)[1].split(":")[0]
-            if not Path(path).is_file():
-                raise ConfigError(f"--config={path}: no such file")
-            configuration.allow_siblings(path)
+    spec = _config_spec(argv)
+    if spec is not None:
+        path = spec.split(":")[0]
+        if not Path(path).is_file():
+            raise ConfigError(f"--config={path}: no such file")
+        configuration.allow_siblings(path)
     try:
         rest = FLAGS(argv)
     except flags.Error as error:
@@ -264,6 +261,16 @@ def _parse(argv):
         raise ConfigError("--workdir=DIR is missing: where checkpoints and pictures go")
 
 
+def _config_spec(argv) -> str | None:
+    """What follows --config, in either of absl's spellings."""
+    for argument, following in zip(argv, [*argv[1:], None]):
+        if argument in ("--config", "-config"):
+            return following
+        if argument.startswith(("--config=", "-config=")):
+            return argument.split("=", 1)[1]
+    return None
+
+
 def _flag_error(text: str) -> str:
     if "Traceback" in text:  # absl quotes the whole trace of a failing get_config
         text = "--config: " + text.strip().splitlines()[-1].partition(": ")[2]
@@ -272,10 +279,7 @@ def _flag_error(text: str) -> str:
 
 def _override_error(argv, error) -> str:
     """Finds the override that is not in the config and names the nearest key."""
-    spec = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
-    if spec is None:
-        spec = argv[argv.index("--config") + 1]
-    config = configuration.load(spec)
+    config = configuration.load(_config_spec(argv))
     known = configuration.flat(config)
     for argument in argv:
         if argument.startswith("--config."):

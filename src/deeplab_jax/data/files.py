@@ -212,29 +212,30 @@ def folder(root: str | Path, split: str, num_classes: int, ignore_label: int) ->
     images = _by_stem(root / "images", IMAGE_SUFFIXES)
     masks = _by_stem(root / "masks", MASK_SUFFIXES)
     lists = root / "lists" if (root / "lists").is_dir() else root
-    listed = any((lists / f"{name}.txt").is_file() for name in ("train", "val", split))
-    if listed and split != "all":
-        wanted = set(_read_list(lists, split))
-        images, masks = ({s: p for s, p in x.items() if s in wanted} for x in (images, masks))
+    listed = None  # the names a list gives; files outside it do not matter
+    if split != "all" and any(
+        (lists / f"{name}.txt").is_file() for name in ("train", "val", split)
+    ):
+        listed = _read_list(lists, split)
+        images, masks = ({s: x[s] for s in listed if s in x} for x in (images, masks))
     unmatched = sorted(images.keys() ^ masks.keys())
     if unmatched:
-        lines = [
-            f"{images[stem]}: no mask" if stem in images else f"{masks[stem]}: no image"
-            for stem in unmatched
-        ]
         raise DataError(
             f"{len(unmatched)} files in {root} have no partner of the same name:\n"
-            + first_few(lines)
+            + first_few(
+                f"{images[stem]}: no mask" if stem in images else f"{masks[stem]}: no image"
+                for stem in unmatched
+            )
         )
-    if not images and not listed:
+    if not images and listed is None:
         raise DataError(
             f"{root / 'images'}: no images ({', '.join(IMAGE_SUFFIXES)}) with masks of the same "
             f"name in {root / 'masks'}"
         )
-    if split == "all":
+    if listed is not None:
+        names = listed
+    elif split == "all":
         names = sorted(images)
-    elif listed:
-        names = _read_list(lists, split)
     else:
         names = _tenth(sorted(images), split, root)
     missing = [f"{name} (in {lists / split}.txt)" for name in names if name not in images]

@@ -44,7 +44,7 @@ def load(source: str | Path | Mapping[str, np.ndarray], target: Any, log=None) -
 
     kept = []
     for path in leaves.keys() - loaded.keys():
-        if layout.trunk and not path.split("/")[1] == "backbone":
+        if layout.trunk and path.split("/")[1] != "backbone":
             kept.append(path)
         else:
             problems.append(f"{path}: nothing in the file fills it")
@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         ValueError,
         EOFError,
         KeyError,
-        NotImplementedError,
+        NotImplementedError,  # zipfile's, for a compression it does not know
         zlib.error,
         zipfile.BadZipFile,
     ) as error:
