@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,3 +224,14 @@ def test_impossible_batches_are_refused_before_compiling(data_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"does not split into train\.accumulation_steps=3"):
         main.run(small(data_folder, train__accumulation_steps=3), "train", tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_opening_a_workdir_to_train_removes_what_a_kill_left_half_written(tmp_path):
+    folder = tmp_path / checkpoint.FOLDER
+    with checkpoint.manager(tmp_path, keep=2) as manager:
+        checkpoint.save(manager, 3, {"x": jnp.arange(4.0)}, {"iterator": None})
+    half_written = folder / "5.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "3", half_written)
+    with checkpoint.manager(tmp_path, keep=2) as manager:
+        assert not half_written.exists()  # at once, not by a thread that may outlive the run
+        assert manager.latest_step() == 3

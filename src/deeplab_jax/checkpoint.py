@@ -1,5 +1,6 @@
 """Checkpoints of the train state and the data position, by Orbax; nothing half-written counts."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,17 @@ def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
     Use it in a `with`: leaving without closing loses saves. It removes half-written steps, so
     only the process that trains there may open it.
     """
+    folder = (workdir / FOLDER).absolute()
+    # Not by Orbax's cleanup_tmp_directories: its thread outlives a run that fails at once, and
+    # then ends in a traceback of its own.
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if ocp.utils.is_tmp_checkpoint(path):
+                shutil.rmtree(path)
     return ocp.CheckpointManager(
-        (workdir / FOLDER).absolute(),
+        folder,
         options=ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-            cleanup_tmp_directories=True,
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep)
         ),
         item_handlers={
             "state": ocp.StandardCheckpointHandler(),
