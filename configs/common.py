@@ -26,10 +26,22 @@ def base() -> ConfigDict:
     model.aspp_channels = 256
     model.decoder_output_stride = placeholder(int)
     model.decoder_channels = 256
+    model.decoder_convs = 2
     model.low_level_channels = 48
     model.width_multiplier = 1.0
     model.align_corners = True
+    # Conventions of weights that were trained elsewhere; `models.build` explains them.
+    model.context = "aspp"
+    model.image_pooling_crop_size = placeholder(tuple)
+    model.image_pooling_stride = (1, 1)
+    model.decoder_separable = placeholder(bool)
+    model.depthwise_norm = True
+    model.aspp_convs = 0
+    model.low_level = placeholder(str)
     model.padding = "same"
+    model.dilation_start = placeholder(str)
+    model.input_scales = placeholder(tuple)
+    model.fuse_upsampled = False
     model.batch_norm_decay = placeholder(float)  # None: the official code's
     model.batch_norm_epsilon = placeholder(float)
     model.dtype = "float32"  # "bfloat16": mixed precision
@@ -38,7 +50,7 @@ def base() -> ConfigDict:
     data.name = "synthetic"  # synthetic, folder, voc
     data.root = ""
     data.train_split = "train"
-    data.normalization = "zero_mean"  # "imagenet" for weights trained in PyTorch
+    data.normalization = "zero_mean"  # see data/transforms.py; "imagenet": PyTorch's weights
     data.crop_size = (513, 513)
     data.min_scale_factor = 0.5
     data.max_scale_factor = 2.0
@@ -70,6 +82,8 @@ def base() -> ConfigDict:
     evaluation.split = "val"
     evaluation.batch_size = 1
     evaluation.crop_size = FieldReference((513, 513), field_type=object)  # None: each image's own
+    evaluation.eval_scales = (1.0,)  # probabilities are averaged over these
+    evaluation.add_flipped_images = False
     evaluation.model = ConfigDict()  # the same variables at another stride
     evaluation.model.output_stride = placeholder(int)
     evaluation.model.atrous_rates = FieldReference(None, field_type=object)
@@ -82,6 +96,8 @@ def base() -> ConfigDict:
     predict.crop_size = evaluation.get_ref("crop_size")
     predict.normalization = data.get_ref("normalization")
     predict.align_corners = model.get_ref("align_corners")
+    predict.eval_scales = (1.0,)
+    predict.add_flipped_images = False
     return config
 
 

@@ -95,6 +95,17 @@ def load_variables(workdir: Path, like: Any) -> tuple[Any, int]:
     Raises:
       WeightsError: if there is none or it does not fit.
     """
+    found, step = read_variables(workdir)
+    _check_fits(found, like, str(workdir / FOLDER / str(step)))
+    return jax.tree.map(lambda leaf, array: array.astype(leaf.dtype), like, found), step
+
+
+def read_variables(workdir: Path) -> tuple[Any, int]:
+    """({"params", "batch_stats"}, step) of a workdir's newest checkpoint, whatever its model.
+
+    Raises:
+      WeightsError: if there is none or it is damaged.
+    """
     step = latest_step(workdir)
     if step is None:
         raise WeightsError(f"{workdir}: no checkpoint in {workdir / FOLDER}; train there first")
@@ -105,9 +116,7 @@ def load_variables(workdir: Path, like: Any) -> tuple[Any, int]:
             found = checkpointer.restore(path)
         except Exception as error:
             raise WeightsError(f"{path}: cannot be read ({_first_line(error)})") from error
-    found = {key: found[key] for key in ("params", "batch_stats")}
-    _check_fits(found, like, str(path))
-    return jax.tree.map(lambda leaf, array: array.astype(leaf.dtype), like, found), step
+    return {key: found[key] for key in ("params", "batch_stats")}, step
 
 
 def _check_fits(theirs: Any, ours: Any, path: str) -> None:

@@ -98,6 +98,10 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"data.min_scale_factor={low}, max {high}: takes 0 < min <= max, step >= 0"
         )
+    for key in ("eval.eval_scales", "predict.eval_scales"):
+        scales = values[key]
+        if not (isinstance(scales, tuple) and scales and all(s > 0 for s in scales)):
+            raise ConfigError(f"{key}={scales}: takes scales above 0, for instance '(0.5, 1.0)'")
     wrong = [i for i in values["eval.class_subset"] if not 0 <= i < classes]
     if wrong:
         raise ConfigError(f"eval.class_subset: ids {wrong} are outside 0..{classes - 1}")

@@ -6,10 +6,20 @@ from pathlib import Path
 
 import jax
 from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 from deeplab_jax import check_data as checking
-from deeplab_jax import checkpoint, evaluate, importers, models, pictures, runtime
+from deeplab_jax import (
+    checkpoint,
+    convert,
+    counting,
+    evaluate,
+    importers,
+    models,
+    pictures,
+    runtime,
+)
 from deeplab_jax import config as configuration
 from deeplab_jax import predict as prediction
 from deeplab_jax import train as training
@@ -24,7 +34,7 @@ from deeplab_jax.errors import (
     did_you_mean,
 )
 
-MODES = ("train", "eval", "predict", "check_data")
+MODES = ("train", "eval", "predict", "check_data", "import", "count")
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -32,8 +42,16 @@ config_flags.DEFINE_config_file(
 )
 flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and pictures.")
 flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
-flags.DEFINE_string("input", None, "predict: an image, a folder of images, or a quoted glob.")
-flags.DEFINE_string("output", None, "predict: folder for the results; default WORKDIR/predictions.")
+flags.DEFINE_string(
+    "input",
+    None,
+    "predict: an image, a folder of images, or a quoted glob. import: a weight file.",
+)
+flags.DEFINE_string(
+    "output",
+    None,
+    "Folder for the results; default WORKDIR/predictions (predict), WORKDIR (import).",
+)
 flags.DEFINE_bool("help", False, "Show this.", short_name="h")
 flags.DEFINE_bool("debug", False, "Show the stack trace of a user error.")
 
@@ -42,11 +60,11 @@ def run(config, mode: str, workdir: Path, input: str | None = None, output: Path
     """Does one mode; what the command line and the tests call.
 
     Args:
-      config: see configs/common.py.
+      config: see configs/common.py; None only to import, the file then says what it is.
       mode: one of `MODES`.
       workdir: for everything that is written.
-      input: predict: file, folder or glob.
-      output: predict: where to, if not workdir/predictions.
+      input: predict: file, folder or glob; import: weight file.
+      output: predict, import: where to, if not workdir/predictions, workdir.
 
     Returns:
       The figures of the evaluation (train, eval), or None.
@@ -58,10 +76,14 @@ def run(config, mode: str, workdir: Path, input: str | None = None, output: Path
         raise ConfigError(
             f"--mode={mode} is not one of {', '.join(MODES)}" + did_you_mean(mode, MODES)
         )
-    configuration.check(config)
+    if config is not None:
+        configuration.check(config)
     if mode == "predict":
         return _predict(config, workdir, input, output)
-    return {"train": _train, "eval": _eval, "check_data": _check_data}[mode](config, workdir)
+    if mode == "import":
+        return _import(config, input, output or workdir)
+    modes = {"train": _train, "eval": _eval, "check_data": _check_data, "count": _count}
+    return modes[mode](config, workdir)
 
 
 def _train(config, workdir: Path):
@@ -73,7 +95,9 @@ def _train(config, workdir: Path):
     labels = pipeline.class_labels(config.data, config.model.num_classes)
     channels = source[0]["image"].shape[-1]
     variables = training.init_variables(module, config.seed, channels)
-    if config.init_from and not checkpoint.latest_step(workdir):
+    if checkpoint.latest_step(workdir) == 0:  # imported here
+        variables, _ = checkpoint.load_variables(workdir, variables)
+    elif config.init_from and not checkpoint.latest_step(workdir):
         variables = _load(config.init_from, variables)
     batches = pipeline.train_iterator(source, config.data, config.seed, config.train.batch_size)
 
@@ -198,6 +222,33 @@ def _check_data(config, workdir: Path):
         raise DataError("\n".join(problems))
 
 
+def _import(config, input: str | None, output: Path):
+    if not input:
+        raise ConfigError("--mode=import needs --input=FILE, a weight file or checkpoint prefix")
+    model = normalization = None
+    if config is not None:
+        model, normalization = dict(config.model), config.data.normalization
+    convert.convert(Path(input), output, model, normalization)
+
+
+def _count(config, workdir: Path | None):
+    """Prints parameters and multiply-adds by layer, of the model and the scales of evaluation."""
+    _, module = _build(config)
+    size = config.eval.crop_size or config.data.crop_size
+    result = counting.count(module, size)
+    runtime.say(counting.table(result))
+    scales, flips = config.eval.eval_scales, config.eval.add_flipped_images
+    evaluation = f"{size[0]}x{size[1]}, scales {tuple(scales)}" + (", mirrored" if flips else "")
+    result["evaluation"] = {"scales": list(scales), "flips": flips, "size": list(size)}
+    for convention in counting.CONVENTIONS:
+        total = counting.count_scales(module, size, scales, flips, convention)
+        result["evaluation"][convention] = total
+        runtime.say(f"{convention}: {total / 1e9:.2f} G multiply-adds at {evaluation}")
+    if workdir:
+        runtime.write_whole(workdir / "count.json", json.dumps(result, indent=1) + "\n")
+    return result
+
+
 def _build(config):
     """(module to train, module to evaluate), over the same variables."""
     try:
@@ -220,13 +271,17 @@ def _trained(config, workdir: Path, module, channels: int):
 
 
 def _load(init_from: str, target):
-    if Path(init_from).is_dir():
-        variables, step = checkpoint.load_variables(Path(init_from), target)
-        runtime.say(f"weights: {init_from}, step {step}")
-        return variables
-    variables = importers.load(init_from, target, log=runtime.say)
+    if checkpoint.latest_step(Path(init_from)) is not None:
+        saved, step = checkpoint.read_variables(Path(init_from))
+        source = {"/".join(path): array for path, array in flatten_dict(saved).items()}
+        name = f"{init_from}, step {step}"
+    else:
+        source, name = init_from, init_from
+    variables = importers.load(source, target, log=runtime.say, name=name)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables)):
-        raise WeightsError(f"{init_from}: a backbone alone; train it before evaluating")
+        raise WeightsError(
+            f"{init_from}: a backbone alone, or a classifier of other classes; train first"
+        )
     return variables
 
 
@@ -255,9 +310,13 @@ def _parse(argv):
         return
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is no flag; flags begin with --")
-    if FLAGS.config is None:
+    if FLAGS.config is None and FLAGS.mode != "import":
         raise ConfigError("--config=FILE.py is missing, for instance --config=configs/v3plus.py")
-    if not FLAGS.workdir:
+    if (
+        not FLAGS.workdir
+        and FLAGS.mode != "count"
+        and not (FLAGS.mode == "import" and FLAGS.output)
+    ):
         raise ConfigError("--workdir=DIR is missing: where checkpoints and pictures go")
 
 
@@ -300,7 +359,7 @@ def main() -> int:
         run(
             FLAGS.config,
             FLAGS.mode,
-            Path(FLAGS.workdir),
+            Path(FLAGS.workdir) if FLAGS.workdir else None,
             FLAGS.input,
             Path(FLAGS.output) if FLAGS.output else None,
         )

@@ -4,14 +4,18 @@ Arrays are [B, H, W, C]; sizes are (height, width); a rate is the paper's atrous
 spacing of the filter taps, [V3] Sec. 3.1). Nothing here knows a model.
 """
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+Rate = int | tuple[int, int]  # both axes alike, or (height, width)
 
 
 def at_least_float32(dtype) -> jnp.dtype:
@@ -22,7 +26,9 @@ def at_least_float32(dtype) -> jnp.dtype:
 # --- where stride becomes dilation -----------------------------------------------------------
 
 
-def strides_and_rates(strides: Sequence[int], output_stride: int | None) -> list[tuple[int, int]]:
+def strides_and_rates(
+    strides: Sequence[int], output_stride: int | None, dilation_start: str = "after"
+) -> list[tuple[int, int]]:
     """Turns strides into atrous rates once `output_stride` is reached ([V3] Sec. 3.2).
 
     A layer whose stride is taken away keeps the present rate; its would-be stride spaces the
@@ -31,6 +37,8 @@ def strides_and_rates(strides: Sequence[int], output_stride: int | None) -> list
     Args:
       strides: nominal stride of each layer or unit of a backbone, in order, stem included.
       output_stride: wanted ratio of input to feature size; None keeps every stride.
+      dilation_start: "after" as said above (TensorFlow, torchvision); "at" spaces the taps of
+        the layer that lost its stride, too (Caffe's DeepLab and the PyTorch ports after it).
 
     Returns:
       One (stride, rate) pair a layer.
@@ -41,8 +49,8 @@ def strides_and_rates(strides: Sequence[int], output_stride: int | None) -> list
     plan, current, rate = [], 1, 1
     for stride in strides:
         if output_stride is not None and current * stride > output_stride:
-            plan.append((1, rate))
-            rate *= stride
+            before, rate = rate, rate * stride
+            plan.append((1, rate if dilation_start == "at" else before))
         else:
             plan.append((stride, rate))
             current *= stride
@@ -58,16 +66,21 @@ def _product(values: Sequence[int]) -> int:
     return functools.reduce(lambda a, b: a * b, values, 1)
 
 
-def default_atrous_rates(output_stride: int) -> tuple[int, int, int]:
-    """ASPP rates for an output stride: 32 → 3,6,9; 16 → 6,12,18; 8 → 12,24,36 ([V3] Sec. 3.3)."""
-    return tuple(base * 16 // output_stride for base in (6, 12, 18))
+def default_atrous_rates(
+    output_stride: int, rates: Sequence[int] = (6, 12, 18), at: int = 16
+) -> tuple[int, ...]:
+    """Rates, given for output stride `at`, that keep their reach in pixels at another one.
+
+    By default the ASPP's: 32 → 3,6,9; 16 → 6,12,18; 8 → 12,24,36 ([V3] Sec. 3.3).
+    """
+    return tuple(max(1, rate * at // output_stride) for rate in rates)
 
 
 # --- padding ---------------------------------------------------------------------------------
 
 
 def same_padding(
-    size: tuple[int, int], kernel: tuple[int, int], stride: int = 1, rate: int = 1
+    size: tuple[int, int], kernel: tuple[int, int], stride: int = 1, rate: Rate = 1
 ) -> Padding:
     """TensorFlow's SAME: ceil(size / stride) outputs, the odd pixel of padding at the end.
 
@@ -75,27 +88,71 @@ def same_padding(
     even-sized images are shifted by half a pixel against `fixed_padding`.
     """
     pads = []
-    for n, k in zip(size, kernel):
-        k = k + (k - 1) * (rate - 1)
+    for n, k, r in zip(size, kernel, _pair(rate)):
+        k = k + (k - 1) * (r - 1)
         total = max((-(-n // stride) - 1) * stride + k - n, 0)
         pads.append((total // 2, total - total // 2))
     return tuple(pads)
 
 
-def fixed_padding(kernel: tuple[int, int], rate: int = 1) -> Padding:
+def fixed_padding(kernel: tuple[int, int], rate: Rate = 1) -> Padding:
     """Padding that depends on the kernel alone: (k_eff - 1) // 2 before, the rest after.
 
     What Xception and ResNet of the official code do at stride 2 (and PyTorch everywhere, for
     odd kernels): the sampling grid starts at pixel 0 at any size.
     """
-    totals = [(k - 1) * rate for k in kernel]
+    totals = [(k - 1) * r for k, r in zip(kernel, _pair(rate))]
     return tuple((t // 2, t - t // 2) for t in totals)
+
+
+def _pair(rate: Rate) -> tuple[int, int]:
+    return (rate, rate) if isinstance(rate, int) else tuple(rate)
 
 
 # --- convolution -----------------------------------------------------------------------------
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, stride: int, rate: int, padding: Padding) -> jax.Array:
+class Convolution(NamedTuple):
+    """What `observing` reports: shapes x [B, H, W, I], kernel [kh, kw, ...], y [B, H', W', O]."""
+
+    x: tuple[int, ...]
+    kernel: tuple[int, ...]
+    y: tuple[int, ...]
+    stride: int
+    rate: Rate
+    groups: int
+
+
+_observer: ContextVar[Callable[[Convolution], None] | None] = ContextVar("observer", default=None)
+
+
+@contextlib.contextmanager
+def observing(observer: Callable[[Convolution], None]):
+    """Calls `observer` at every `conv2d` and `depthwise_conv2d` traced or run inside."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+def _observed(convolution):
+    # Around the public functions: what they are made of may be traced twice or not at all.
+    @functools.wraps(convolution)
+    def wrapper(x, kernel, stride, rate, *args, **kwargs):
+        y = convolution(x, kernel, stride, rate, *args, **kwargs)
+        if (observer := _observer.get()) is not None:
+            # A depthwise kernel [kh, kw, C] has no axis of input channels: one a group.
+            group = kernel.shape[2] if kernel.ndim == 4 else 1
+            groups = x.shape[-1] // group
+            observer(Convolution(x.shape, kernel.shape, y.shape, stride, rate, groups))
+        return y
+
+    return wrapper
+
+
+@_observed
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int, rate: Rate, padding: Padding) -> jax.Array:
     """Atrous convolution. x [B, H, W, I], kernel [kh, kw, I, O] → [B, H', W', O].
 
     A 1x1 kernel is a matrix product over channels: XLA's CPU convolution is 1.4 times slower
@@ -108,7 +165,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, rate: int, padding: Pad
         kernel,
         window_strides=(stride, stride),
         padding=padding,
-        rhs_dilation=(rate, rate),
+        rhs_dilation=_pair(rate),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
@@ -138,15 +195,16 @@ def _pointwise_bwd(residuals, dy):
 _pointwise.defvjp(_pointwise_fwd, _pointwise_bwd)
 
 
+@_observed
 def depthwise_conv2d(
-    x: jax.Array, kernel: jax.Array, stride: int, rate: int, padding: Padding
+    x: jax.Array, kernel: jax.Array, stride: int, rate: Rate, padding: Padding
 ) -> jax.Array:
     """Depthwise atrous convolution. x [B, H, W, C], kernel [kh, kw, C] → [B, H', W', C].
 
     On CPU it is a sum of shifted products with a gradient of its own: XLA's grouped convolution
     is 10 to 40 times slower there. Other platforms take the grouped convolution.
     """
-    return _depthwise(x, kernel, stride, rate, padding)
+    return _depthwise(x, kernel, stride, _pair(rate), padding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -187,7 +245,7 @@ def depthwise_native(x, kernel, stride, rate, padding):
         kernel[:, :, None, :],
         window_strides=(stride, stride),
         padding=padding,
-        rhs_dilation=(rate, rate),
+        rhs_dilation=_pair(rate),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
@@ -197,11 +255,11 @@ def _depthwise_shifted(x, kernel, stride, rate, padding):
     """Sum over taps of (shifted x) * tap; the shifts are slices of the padded input."""
     # Written out before use: fused into the taps, what made x would be computed nine times.
     x = lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0))))
-    kh, kw, _ = kernel.shape
-    height = (x.shape[1] - (kh - 1) * rate - 1) // stride + 1
-    width = (x.shape[2] - (kw - 1) * rate - 1) // stride + 1
+    (kh, kw, _), (rate_h, rate_w) = kernel.shape, rate
+    height = (x.shape[1] - (kh - 1) * rate_h - 1) // stride + 1
+    width = (x.shape[2] - (kw - 1) * rate_w - 1) // stride + 1
     return sum(
-        _window(x, i * rate, j * rate, height, width, stride) * kernel[i, j]
+        _window(x, i * rate_h, j * rate_w, height, width, stride) * kernel[i, j]
         for i in range(kh)
         for j in range(kw)
     )
@@ -220,7 +278,7 @@ def _depthwise_shifted_dx(x_shape, kernel, dy, stride, rate, padding):
     """Gradient of the input: dy, spread to the input's grid, through the mirrored kernel."""
     spread = []
     for axis in (1, 2):
-        k_eff = (kernel.shape[axis - 1] - 1) * rate
+        k_eff = (kernel.shape[axis - 1] - 1) * rate[axis - 1]
         low = k_eff - padding[axis - 1][0]
         # As many samples as the input has, whatever the stride left unread at its end.
         high = x_shape[axis] + k_eff - low - ((dy.shape[axis] - 1) * stride + 1)
@@ -237,16 +295,16 @@ def _depthwise_shifted_dkernel(x, kernel, dy, stride, rate, padding):
     """
     x = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
     dy = dy.astype(jnp.float32)
-    kh, kw, _ = kernel.shape
+    (kh, kw, _), (rate_h, rate_w) = kernel.shape, rate
     width = dy.shape[2]
 
     def row(total, i):
         dy_row = lax.dynamic_index_in_dim(dy, i, axis=1, keepdims=False)  # [B, W', C]
         taps = []
         for u in range(kh):
-            x_row = lax.dynamic_index_in_dim(x, i * stride + u * rate, axis=1, keepdims=False)
+            x_row = lax.dynamic_index_in_dim(x, i * stride + u * rate_h, axis=1, keepdims=False)
             for v in range(kw):
-                left = v * rate
+                left = v * rate_w
                 window = x_row[:, left : left + (width - 1) * stride + 1 : stride]
                 taps.append(jnp.sum(window * dy_row, axis=(0, 1)))
         return total + jnp.stack(taps), None
@@ -254,6 +312,32 @@ def _depthwise_shifted_dkernel(x, kernel, dy, stride, rate, padding):
     zeros = jnp.zeros((kh * kw, x.shape[-1]), jnp.float32)
     total, _ = lax.scan(row, zeros, jnp.arange(dy.shape[1]))
     return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+# --- pooling ----------------------------------------------------------------------------------
+
+
+def max_pool(x: jax.Array, size: int, stride: int, padding: Padding) -> jax.Array:
+    """Maximum over size x size windows of [B, H, W, C]; padding never wins."""
+    return lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, size, size, 1), (1, stride, stride, 1), ((0, 0), *padding, (0, 0))
+    )
+
+
+def average_pool(
+    x: jax.Array, window: tuple[int, int] | None = None, stride: tuple[int, int] = (1, 1)
+) -> jax.Array:
+    """Mean over windows of [B, H, W, C] inside the image; None: over all of it, [B, 1, 1, C].
+
+    Summed in float32: thousands of bfloat16 terms would lose the small ones. A window larger
+    than the image is the image.
+    """
+    wide = x.astype(at_least_float32(x.dtype))
+    if window is None or all(w >= n for w, n in zip(window, x.shape[1:3])):
+        return jnp.mean(wide, axis=(1, 2), keepdims=True).astype(x.dtype)
+    window = tuple(min(w, n) for w, n in zip(window, x.shape[1:3]))
+    total = lax.reduce_window(wide, 0.0, lax.add, (1, *window, 1), (1, *stride, 1), "VALID")
+    return (total / (window[0] * window[1])).astype(x.dtype)
 
 
 # --- batch normalisation ---------------------------------------------------------------------
@@ -304,7 +388,16 @@ batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 # --- resizing --------------------------------------------------------------------------------
 
 
-def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
+def scaled_size(size: tuple[int, int], scale: float, align_corners: bool) -> tuple[int, int]:
+    """(height, width) of an image resized by `scale`: int((n - 1) * scale + 1) with aligned corners
+    as the official code has it, which keeps 32 k + 1 on the grid, else int(n * scale)."""
+    offset = 1 if align_corners else 0
+    return tuple(int((n - offset) * scale + offset) for n in size)
+
+
+def resize_bilinear(
+    x: jax.Array, size: tuple[int, int], align_corners: bool, scale: float | None = None
+) -> jax.Array:
     """Bilinear resizing of [B, h, w, C] to [B, *size, C], as two small matrix products.
 
     Args:
@@ -313,11 +406,13 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool) ->
       align_corners: True maps corner pixel centres onto each other (TensorFlow's DeepLab);
         False maps image edges onto each other (half-pixel centres, PyTorch's default). Neither
         smooths when shrinking.
+      scale: new pixels per old pixel where that is not exactly the ratio of the sizes (PyTorch's
+        `scale_factor`); for half-pixel centres alone.
     """
     if x.shape[1:3] == tuple(size):
         return x
-    rows = _interpolation(x.shape[1], size[0], align_corners, x.dtype)
-    columns = _interpolation(x.shape[2], size[1], align_corners, x.dtype)
+    rows = _interpolation(x.shape[1], size[0], align_corners, scale, x.dtype)
+    columns = _interpolation(x.shape[2], size[1], align_corners, scale, x.dtype)
     batch, height, _, channels = x.shape
     # Columns first, while the array is small (the product is transposed back), then rows as one
     # product an image over [w * C], which needs no transposing.
@@ -328,13 +423,13 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool) ->
     return x.reshape(batch, *size, channels)
 
 
-def _interpolation(old: int, new: int, align_corners: bool, dtype) -> jax.Array:
+def _interpolation(old: int, new: int, align_corners: bool, scale, dtype) -> jax.Array:
     """[new, old] matrix whose rows weigh the two nearest old samples."""
     position = jnp.arange(new, dtype=at_least_float32(dtype))
     if align_corners:
         position = position * ((old - 1) / max(new - 1, 1))
     else:
-        position = (position + 0.5) * (old / new) - 0.5
+        position = (position + 0.5) * (1 / scale if scale else old / new) - 0.5
     position = jnp.clip(position, 0, old - 1)
     return jnp.maximum(
         0, 1 - jnp.abs(position[:, None] - jnp.arange(old, dtype=position.dtype))

@@ -1,6 +1,7 @@
 """From images to label maps: the one place where logits become labels."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,10 +19,18 @@ def normalize(images: jax.Array, name: str) -> jax.Array:
     """images [B, H, W, C] in 0..255 → what the network was trained on; see `NORMALIZATIONS`."""
     mean, std = mean_and_std(name, images.shape[-1])
     # One multiply and one add, as the reference: x * (2/255) - 1.
-    return images.astype(jnp.float32) * (1 / std) - mean / std
+    x = images.astype(jnp.float32) * (1 / std) - mean / std
+    if name.endswith("_bgr"):
+        x = jnp.concatenate([x[..., 2::-1], x[..., 3:]], axis=-1)
+    return x
 
 
-@functools.partial(jax.jit, static_argnames=("module", "normalization", "align_corners"))
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "module", "normalization", "align_corners", "eval_scales", "add_flipped_images",
+    ),
+)  # fmt: skip
 def label_maps(
     module: nn.Module,
     variables: Any,
@@ -29,14 +38,39 @@ def label_maps(
     *,
     normalization: str,
     align_corners: bool,
+    eval_scales: tuple[float, ...] = (1.0,),
+    add_flipped_images: bool = False,
 ) -> jax.Array:
     """Padded images [B, H, W, C] in 0..255 → labels [B, H, W] uint8 (int32 past 256 classes).
 
-    The logits, not the labels, are upsampled to the image ([V2] Sec. 3.1).
+    The logits, not the labels, are upsampled to the image ([V2] Sec. 3.1). With several scales or
+    mirrored images the answer is the class of the highest mean probability ([V3] Sec. 4.1).
     """
-    logits = module.apply(variables, normalize(images, normalization))
-    logits = ops.resize_bilinear(logits, images.shape[1:3], align_corners)
-    return jnp.argmax(logits, axis=-1).astype(jnp.uint8 if logits.shape[-1] <= 256 else jnp.int32)
+    logits = functools.partial(
+        _logits, module, variables, normalization=normalization, align_corners=align_corners
+    )
+    if tuple(eval_scales) == (1.0,) and not add_flipped_images:
+        answer = logits(images, 1.0)
+    else:
+        answer = sum(
+            jax.nn.softmax(logits(images, scale, mirror), axis=-1)
+            for scale in eval_scales
+            for mirror in ((False, True) if add_flipped_images else (False,))
+        )
+    return jnp.argmax(answer, axis=-1).astype(jnp.uint8 if answer.shape[-1] <= 256 else jnp.int32)
+
+
+def _logits(module, variables, images, scale, mirror=False, *, normalization, align_corners):
+    """Logits [B, H, W, C] of the images seen at `scale` and mirrored, back in their own frame."""
+    size = images.shape[1:3]
+    scaled = ops.resize_bilinear(
+        images.astype(jnp.float32), ops.scaled_size(size, scale, align_corners), align_corners
+    )
+    outputs = module.apply(
+        variables, normalize(scaled[:, :, ::-1] if mirror else scaled, normalization)
+    )
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs
+    return ops.resize_bilinear(logits[:, :, ::-1] if mirror else logits, size, align_corners)
 
 
 def predict(
@@ -47,6 +81,8 @@ def predict(
     crop_size: tuple[int, int] | None = None,
     normalization: str = "zero_mean",
     align_corners: bool = True,
+    eval_scales: Sequence[float] = (1.0,),
+    add_flipped_images: bool = False,
 ) -> np.ndarray:
     """Segments one image of any size.
 
@@ -57,7 +93,9 @@ def predict(
       crop_size: (height, width) to pad to with the mean pixel, if the image fits; None pads to
         the next 64 k + 1.
       normalization: the one the weights were trained with.
-      align_corners: of the logits' upsampling.
+      align_corners: of the logits' upsampling and of scaled images.
+      eval_scales: the image is seen at each of these; their probabilities are averaged.
+      add_flipped_images: and mirrored at each.
 
     Returns:
       Class ids [H, W] uint8.
@@ -76,5 +114,7 @@ def predict(
         padded[None],
         normalization=normalization,
         align_corners=align_corners,
+        eval_scales=tuple(eval_scales),
+        add_flipped_images=add_flipped_images,
     )
     return np.asarray(labels[0, :height, :width])

@@ -69,7 +69,7 @@ def make_step(
     check_batch(train, mesh)
 
     def loss_of_part(params, batch_stats, part, key, count):
-        logits, updated = module.apply(
+        outputs, updated = module.apply(
             {"params": params, "batch_stats": batch_stats},
             normalize(part["image"], data["normalization"]),
             train=True,
@@ -77,11 +77,15 @@ def make_step(
             mutable=["batch_stats"],
             rngs={"dropout": key},
         )
-        total, _ = losses.softmax_cross_entropy(
-            logits,
-            part["label"],
-            ignore_label=data["ignore_label"],
-            align_corners=config["model"]["align_corners"],
+        # Several outputs, the scales of [V2] and their fusion: a loss each, summed.
+        total = sum(
+            losses.softmax_cross_entropy(
+                logits,
+                part["label"],
+                ignore_label=data["ignore_label"],
+                align_corners=config["model"]["align_corners"],
+            )[0]
+            for logits in (outputs.values() if isinstance(outputs, dict) else [outputs])
         )
         return total / count, updated["batch_stats"]
 

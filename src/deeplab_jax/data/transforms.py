@@ -9,10 +9,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# name: (mean, std) of RGB in 0..255; a network sees (x - mean) / std.
+# name: (mean, std) of RGB in 0..255; a network sees (x - mean) / std, as RGB but for "..._bgr".
 NORMALIZATIONS = {
     "zero_mean": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),  # TF's DeepLab: x * 2/255 - 1
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),  # PyTorch's
+    "imagenet_mean": ((123.15, 115.90, 103.06), (1, 1, 1)),  # TF-slim's 7x7 ResNets
+    "caffe_bgr": ((122.675, 116.669, 104.008), (1, 1, 1)),  # Caffe's DeepLab; seen as BGR
 }
 
 

@@ -1,74 +1,176 @@
 """Foreign weights into our variables: one file a source, each a table of renames.
 
-The engine here reads files, finds the layout by its names and applies its table; it knows no
-model and imports none. `load` is the door.
+The engine here finds the layout of a file by its names and applies its table; it knows no model
+and imports none. `load` and `infer` are the doors.
 """
 
-import zipfile
-import zlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from deeplab_jax.errors import WeightsError, first_few
-from deeplab_jax.importers import tf_mobilenet, torch_mobilenet
+from deeplab_jax.importers import (
+    jfzhang95,
+    kazuto1011,
+    ours,
+    smp,
+    tf_frozen,
+    tf_slim,
+    torch_backbones,
+    torchvision,
+    vainf,
+)
+from deeplab_jax.importers.ours import HEADER
+from deeplab_jax.importers.readers import open_weights
 from deeplab_jax.importers.table import Layout
 
-LAYOUTS = (tf_mobilenet.FOLDED, torch_mobilenet.TRUNK)
+# In this order: a trunk's names are also those of the models around it.
+LAYOUTS = (
+    ours.LAYOUT,
+    *tf_frozen.LAYOUTS,
+    *tf_slim.LAYOUTS,
+    *torchvision.LAYOUTS,
+    *smp.LAYOUTS,
+    *vainf.LAYOUTS,
+    *jfzhang95.LAYOUTS,
+    *kazuto1011.LAYOUTS,
+    *torch_backbones.LAYOUTS,
+)
+WEIGHTS = "model.safetensors"
+Source = str | Path | Mapping[str, Any]
 
 
-def load(source: str | Path | Mapping[str, np.ndarray], target: Any, log=None) -> Any:
+__all__ = ["HEADER", "LAYOUTS", "WEIGHTS", "Identity", "identify", "infer", "load"]
+
+
+class Identity(NamedTuple):
+    """What a weight file is.
+
+    Attributes:
+      layout: its source, for people.
+      model: keywords of `models.build`; a trunk's lack `num_classes`.
+      normalization: `config.data.normalization` that it was trained with.
+      trunk: whether it is a backbone alone.
+      note: what else it needs.
+    """
+
+    layout: str
+    model: dict[str, Any]
+    normalization: str
+    trunk: bool
+    note: str
+
+
+def load(
+    source: Source,
+    target: Any,
+    log: Callable[[str], None] | None = None,
+    mapping: dict[str, str] | None = None,
+    name: str = "weights",
+) -> Any:
     """Reads foreign weights into the shape of `target`.
 
     Args:
-      source: path of an .npz file, or {foreign name: array}.
+      source: a file (see `readers.open_weights`), or {foreign name: array}.
       target: variables {"params", "batch_stats"}: arrays or ShapeDtypeStructs.
-      log: called with a sentence on what was loaded and what was left; None is silent.
+      log: called with a sentence on what was loaded, skipped and left; None logs only what was
+        left as it was, as a warning.
+      mapping: filled with {our path: foreign name}.
+      name: what to call a mapping in messages.
 
     Returns:
-      Variables of the target's structure and dtypes, numpy arrays. A trunk (a backbone alone)
-      leaves the other leaves of `target` as they are.
+      Variables of the target's structure and dtypes, numpy arrays. Leaves of `target` stay as they
+      are where the source is a trunk (a backbone alone), and where a classifier has another
+      number of classes.
 
     Raises:
       WeightsError: unreadable file, unknown layout, a key without a rule, a leaf without a key,
         or a shape that differs; all of them are listed.
     """
-    name = "weights" if isinstance(source, Mapping) else str(source)
-    weights = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    name, weights = _open(source, name)
     layout = _detect(weights, name)
     leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
-    loaded, problems = layout.rename(weights, {p: tuple(x.shape) for p, x in leaves.items()})
+    found = layout.rename(weights, {path: tuple(leaf.shape) for path, leaf in leaves.items()})
 
     kept = []
-    for path in leaves.keys() - loaded.keys():
-        if layout.trunk and path.split("/")[1] != "backbone":
+    for path in leaves.keys() - found.arrays.keys():
+        head = path.split("/")[1] != "backbone"
+        if (layout.trunk and head) or (found.other_classes and path in found.sources):
             kept.append(path)
-        else:
-            problems.append(f"{path}: nothing in the file fills it")
-    if problems:
+        elif path not in found.sources:
+            found.problems.append(f"{path}: nothing in the file fills it")
+    if found.problems:
         raise WeightsError(
             f"{name}: read as {layout.name}, but it does not fit the model:\n"
-            + first_few(sorted(problems), 20)
+            + first_few(sorted(found.problems), 20)
         )
-    if log:
-        log(f"{name}: {layout.name}, {len(loaded)} arrays loaded. {layout.note}")
-        if kept:
-            heads = sorted({"/".join(path.split("/")[1:3]) for path in kept})
-            log(f"left as initialised: {len(kept)} arrays of {', '.join(heads)}")
+    for sentence in _report(name, layout, found, kept):
+        (log or logging.getLogger(__name__).info)(sentence)
+    if kept and not log:
+        logging.getLogger(__name__).warning("%s", _kept(kept))
+    if mapping is not None:
+        mapping.update(found.sources)
 
     def fill(path, leaf):
         path = _path(path)
-        return np.asarray(loaded[path], leaf.dtype) if path in loaded else leaf
+        return np.asarray(found.arrays[path], leaf.dtype) if path in found.arrays else leaf
 
     return jax.tree_util.tree_map_with_path(fill, target)
 
 
-def _detect(weights: Mapping[str, np.ndarray], name: str) -> Layout:
+def infer(source: Source, **overrides: Any) -> dict[str, Any]:
+    """The keywords of `models.build` for a file: backbone, head, classes and widths.
+
+    They are read from names and shapes. What those cannot tell (output_stride, atrous_rates,
+    multi_grid, align_corners) is the source's published default, unless overridden here.
+
+    Raises:
+      WeightsError: unreadable file or unknown layout.
+    """
+    return identify(source).model | overrides
+
+
+def identify(source: Source) -> Identity:
+    """What a file is: its source, its model, and the normalization of its images.
+
+    Raises:
+      WeightsError: unreadable file or unknown layout.
+    """
+    name, weights = _open(source)
+    layout = _detect(weights, name)
+    if layout is ours.LAYOUT:
+        found = ours.description(None if isinstance(source, Mapping) else Path(name))
+        normalization = found["data"]["normalization"]
+        return Identity(found["source"], found["model"], normalization, trunk=False, note="")
+    shapes = {key: tuple(array.shape) for key, array in weights.items()}
+    try:
+        model = layout.infer(shapes)
+    except (KeyError, IndexError) as error:
+        raise WeightsError(
+            f"{name}: looks like {layout.name}, but {error} is not there as expected"
+        ) from error
+    normalization = layout.normalization
+    if callable(normalization):
+        normalization = normalization(model)
+    return Identity(layout.name, model, normalization, layout.trunk, layout.note)
+
+
+def _open(source: Source, name: str = "weights") -> tuple[str, Mapping[str, Any]]:
+    if isinstance(source, Mapping):
+        return name, source
+    path = Path(source)
+    if (path / WEIGHTS).is_file():  # a folder that `--mode=import` wrote
+        path = path / WEIGHTS
+    return str(path), open_weights(path)
+
+
+def _detect(weights: Mapping[str, Any], name: str) -> Layout:
     for layout in LAYOUTS:
-        if layout.signature <= weights.keys():
+        if layout.matches(weights):
             return layout
     raise WeightsError(
         f"{name}: these names belong to no layout known here "
@@ -76,25 +178,20 @@ def _detect(weights: Mapping[str, np.ndarray], name: str) -> Layout:
     )
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
-    if path.suffix != ".npz":
-        raise WeightsError(f"{path}: only .npz weight files are read")
-    try:
-        # allow_pickle=False: an object array would run code of whoever wrote the file.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        NotImplementedError,  # zipfile's, for a compression it does not know
-        zlib.error,
-        zipfile.BadZipFile,
-    ) as error:
-        raise WeightsError(f"{path}: not a readable .npz file ({error})") from error
+def _report(name: str, layout: Layout, found, kept: list[str]):
+    yield f"{name}: {layout.name}, {len(found.arrays)} arrays loaded. {layout.note}".strip()
+    for why, keys in found.skipped.items():
+        shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+        yield f"skipped {len(keys)}, {why}: {shown}"
+    if found.other_classes:
+        yield "another number of classes: " + "; ".join(found.other_classes)
+    if kept:
+        yield _kept(kept)
+
+
+def _kept(kept: list[str]) -> str:
+    heads = sorted({"/".join(path.split("/")[1:3]) for path in kept})
+    return f"left as initialised: {len(kept)} arrays of {', '.join(heads)}"
 
 
 def _path(path) -> str:

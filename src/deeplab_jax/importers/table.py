@@ -1,18 +1,41 @@
 """A layout: a table of renames from foreign names to our paths, each key by exactly one rule."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-# (foreign name as a regular expression, our path as its template, change of axes); a path of
-# None skips the key.
-Rule = tuple[str, str | None, Callable[[np.ndarray], np.ndarray]]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def same(array: np.ndarray) -> np.ndarray:
     return array
+
+
+class Rule(NamedTuple):
+    """One row: what foreign names match becomes our path.
+
+    Attributes:
+      pattern: regular expression of the whole foreign name.
+      path: our path, as the match's template or a function of the match; None skips the key.
+      change: of the array's axes.
+      why: what a skipped key is.
+    """
+
+    pattern: str
+    path: str | Callable[[re.Match], str] | None
+    change: Callable[[np.ndarray], np.ndarray] = same
+    why: str = ""
+
+    def rename(self, match: re.Match) -> str:
+        return match.expand(self.path) if isinstance(self.path, str) else self.path(match)
+
+
+def skip(pattern: str, why: str) -> Rule:
+    return Rule(pattern, None, same, why)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,44 +44,135 @@ class Layout:
 
     Attributes:
       name: for people.
-      signature: names that only this layout has.
+      signature: patterns that each match some name of the file, and together only this layout's.
       rules: each foreign key must match exactly one, in full.
+      infer: {name: shape} → keywords of `models.build`; what shapes cannot tell is the source's
+        published default.
+      normalization: of the images (`config.data.normalization`), or a function of the keywords.
       trunk: a backbone alone: leaves outside params/backbone and batch_stats/backbone may stay.
       note: what else these weights need to work, a sentence for people.
       constants: {regular expression of our path: value} for leaves the source does not store.
     """
 
     name: str
-    signature: frozenset[str]
+    signature: tuple[str, ...]
     rules: tuple[Rule, ...]
+    infer: Callable[[Shapes], dict[str, Any]]
+    normalization: str | Callable[[Mapping[str, Any]], str]
     trunk: bool = False
     note: str = ""
     constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    def rename(
-        self, weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
-    ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Returns ({our path: array}, [what does not fit])."""
-        out, problems = {}, []
+    def matches(self, names) -> bool:
+        return all(any(re.fullmatch(p, name) for name in names) for p in self.signature)
+
+    def rename(self, weights: Mapping[str, Any], shapes: Shapes) -> "Renamed":
+        """Applies the table to {foreign name: array} for the model's {our path: shape}."""
+        out = Renamed()
+        # Compiled here: a table may have more rules than re's cache has places.
+        rules = [(re.compile(rule.pattern), rule) for rule in self.rules]
         for key, array in weights.items():
-            hits = [(m, rule) for rule in self.rules if (m := re.fullmatch(rule[0], key))]
+            hits = [(m, rule) for pattern, rule in rules if (m := pattern.fullmatch(key))]
             if len(hits) != 1:
-                problems.append(f"{key}: {len(hits) or 'no'} rules match this key of the file")
+                out.problems.append(f"{key}: {len(hits) or 'no'} rules match this key of the file")
                 continue
-            match, (_, template, change) = hits[0]
-            if template is None:
-                continue
-            path = match.expand(template)
-            if path not in shapes:
-                problems.append(f"{key}: the model has no {path}")
-            elif (array := change(array)).shape != shapes[path]:
-                problems.append(f"{key}: shape {array.shape}, but {path} is {shapes[path]}")
-            elif path in out:
-                problems.append(f"{key}: {path} is filled twice")
+            match, rule = hits[0]
+            if rule.path is None:
+                out.skipped.setdefault(rule.why, []).append(key)
             else:
-                out[path] = array
+                self._take(key, array, rule.rename(match), rule.change, shapes, out)
         for path, shape in shapes.items():
             for pattern, value in self.constants.items():
-                if path not in out and re.fullmatch(pattern, path):
-                    out[path] = np.full(shape, value, np.float32)
-        return out, problems
+                if path not in out.arrays and re.fullmatch(pattern, path):
+                    out.arrays[path] = np.full(shape, value, np.float32)
+        return out
+
+    def _take(self, key, array, path, change, shapes, out) -> None:
+        if path not in shapes:
+            out.problems.append(f"{key}: the model has no {path}")
+            return
+        if path in out.sources:
+            out.problems.append(f"{key}: {path} is filled twice, by {out.sources[path]} already")
+            return
+        wanted = shapes[path]
+        # Sizes before contents: a file that claims 1e12 numbers must not get their memory.
+        if math.prod(array.shape) == math.prod(wanted):
+            array = change(np.asarray(array.read() if hasattr(array, "read") else array))
+            if array.shape == wanted:
+                out.arrays[path] = array
+        if path not in out.arrays:
+            place = out.other_classes if _other_classes(path, array.shape, wanted) else out.problems
+            place.append(f"{key}: shape {tuple(array.shape)}, but {path} is {wanted}")
+        out.sources[path] = key
+
+
+@dataclasses.dataclass
+class Renamed:
+    """What a table made of a file: {our path: array}, {our path: foreign name}, {why: skipped
+    keys}, sentences on what does not fit, and on classifiers of another number of classes."""
+
+    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    skipped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+    other_classes: list[str] = dataclasses.field(default_factory=list)
+
+
+def _other_classes(path: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+    """Whether a classifier differs in its number of classes alone; theirs may be OIHW."""
+    if not path.startswith("params/logits") or len(theirs) != len(ours):
+        return False
+    return len(ours) == 1 or theirs[:-1] == ours[:-1] or theirs[1:] == (ours[2], *ours[:2])
+
+
+# --- PyTorch's names -------------------------------------------------------------------------
+
+
+def dense(array: np.ndarray) -> np.ndarray:
+    return array.transpose(2, 3, 1, 0)  # OIHW → HWIO
+
+
+def depthwise(array: np.ndarray) -> np.ndarray:
+    return array[:, 0].transpose(1, 2, 0)  # [C, 1, kh, kw] → [kh, kw, C]
+
+
+def last_branch_first(array: np.ndarray) -> np.ndarray:
+    """The ASPP's projection: PyTorch concatenates image pooling last, TensorFlow first."""
+    array = dense(array)
+    return np.roll(array, array.shape[-1], axis=2)  # every branch has the projection's channels
+
+
+def torch_conv(conv: str, ours, kind: str = "dense", change=None) -> tuple[Rule, ...]:
+    """Rule of a PyTorch convolution's kernel; `ours` is our module, as in `Rule.path`."""
+    leaf = "kernel" if kind == "dense" else "depthwise_kernel"
+    change = change or {"dense": dense, "depthwise": depthwise}[kind]
+    return (Rule(rf"{conv}\.weight", _leaf("params", ours, leaf), change),)
+
+
+def torch_norm(norm: str, ours) -> tuple[Rule, ...]:
+    """Rules of a PyTorch batch norm's four arrays."""
+    return (
+        Rule(rf"{norm}\.weight", _leaf("params", ours, "norm/scale")),
+        Rule(rf"{norm}\.bias", _leaf("params", ours, "norm/bias")),
+        Rule(rf"{norm}\.running_mean", _leaf("batch_stats", ours, "norm/mean")),
+        Rule(rf"{norm}\.running_var", _leaf("batch_stats", ours, "norm/var")),
+    )
+
+
+def torch_conv_bn(conv: str, norm: str, ours, kind: str = "dense", change=None) -> tuple[Rule, ...]:
+    """Rules of a PyTorch convolution and its batch norm."""
+    return (*torch_conv(conv, ours, kind, change), *torch_norm(norm, ours))
+
+
+def torch_conv_bias(conv: str, ours) -> tuple[Rule, ...]:
+    """Rules of a PyTorch convolution with bias."""
+    return (*torch_conv(conv, ours), Rule(rf"{conv}\.bias", _leaf("params", ours, "bias")))
+
+
+TORCH_COUNTERS = skip(r".*\.num_batches_tracked", "counters of batch norm")
+
+
+def _leaf(collection: str, ours, leaf: str):
+    if isinstance(ours, str):
+        return f"{collection}/{ours}/{leaf}"
+    return lambda match: f"{collection}/{ours(match)}/{leaf}"

@@ -7,19 +7,27 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.aspp import ASPP
+from deeplab_jax.models import mobilenet_v3, resnet, xception
+from deeplab_jax.models.aspp import ASPP, DensePredictionCell
 from deeplab_jax.models.deeplab import Decoder, DeepLab
+from deeplab_jax.models.fcn import FCN
 from deeplab_jax.models.layers import BatchNorm
-from deeplab_jax.models.mobilenet import MobileNetV2
-from deeplab_jax.models.xception import UNITS as XCEPTIONS
+from deeplab_jax.models.lraspp import LRASPP
+from deeplab_jax.models.mobilenet_v2 import MobileNetV2
+from deeplab_jax.models.mobilenet_v3 import MobileNetV3
+from deeplab_jax.models.resnet import ResNet
+from deeplab_jax.models.v2 import DeepLabV2, MultiScale
 from deeplab_jax.models.xception import Xception
 
-NAMES = ("v3", "v3plus")
-BACKBONES = (*XCEPTIONS, "mobilenet_v2")
+NAMES = ("fcn", "v2", "v3", "v3plus")
+CONTEXTS = ("aspp", "dpc", "lraspp")
+BACKBONES = (*resnet.VARIANTS, *xception.UNITS, "mobilenet_v2", *mobilenet_v3.BLOCKS)
 OUTPUT_STRIDES = (8, 16, 32)
 
+# Atrous rates and the output stride they are for ([V2] Sec. 4.1.2, [V3] Sec. 3.3).
+V2_RATES, V3_RATES = ((6, 12, 18, 24), 8), ((6, 12, 18), 16)
 # (decay of the running statistics, epsilon) of the official code.
-BACKBONE_NORM = {"xception": (0.9997, 1e-3), "mobilenet": (0.997, 1e-3)}
+BACKBONE_NORM = {"resnet": (0.95, 1e-5), "xception": (0.9997, 1e-3), "mobilenet": (0.997, 1e-3)}
 HEAD_NORM = (0.9997, 1e-5)
 
 
@@ -31,15 +39,26 @@ def build(
     output_stride: int = 16,
     atrous_rates: Sequence[int] | str | None = "auto",
     multi_grid: Sequence[int] | None = None,
+    context: str = "aspp",
     image_pooling: bool = True,
+    image_pooling_crop_size: tuple[int, int] | None = None,
+    image_pooling_stride: tuple[int, int] = (1, 1),
     separable: bool = True,
+    decoder_separable: bool | None = None,
+    depthwise_norm: bool = True,
     aspp_channels: int = 256,
+    aspp_convs: int = 0,
     decoder_output_stride: int | None = 4,
     decoder_channels: int = 256,
+    decoder_convs: int = 2,
     low_level_channels: int = 48,
+    low_level: str | None = None,
     width_multiplier: float = 1.0,
     align_corners: bool = True,
     padding: str = "same",
+    dilation_start: str | None = None,
+    input_scales: Sequence[float] | None = None,
+    fuse_upsampled: bool = False,
     batch_norm_decay: float | None = None,
     batch_norm_epsilon: float | None = None,
     dtype: str = "float32",
@@ -50,24 +69,41 @@ def build(
     rates stays): weights trained at stride 16 apply at 8, which is the papers' evaluation.
 
     Args:
-      name: "v3plus" ([V3+], with decoder) or "v3" ([V3], without).
-      backbone: one of `BACKBONES`.
+      name: "v3plus" ([V3+], with decoder), "v3" ([V3], without), "v2" ([V2], a sum of atrous
+        classifiers) or "fcn" (the plain head of PyTorch's fcn_resnet50).
+      backbone: one of `BACKBONES`; models/resnet.py tells the shapes of ResNet.
       num_classes: including background.
       output_stride: input size over feature size: 8, 16 or 32.
-      atrous_rates: of the ASPP's 3x3 branches. "auto" follows the output stride (32 → 3,6,9;
-        16 → 6,12,18; 8 → 12,24,36); None or () leaves these branches out.
-      multi_grid: rates inside the last block, relative to the block's own (Xception); None is
-        (1, 1, 1).
+      atrous_rates: of the 3x3 branches. "auto" follows the output stride (32 → 3,6,9; 16 →
+        6,12,18; 8 → 12,24,36; v2 at 8 → 6,12,18,24); None or () leaves these branches out.
+      multi_grid: rates inside the last block, relative to the block's own (ResNet, Xception);
+        None is (1, 1, 1).
+      context: of v3 and v3plus: "aspp", "dpc" (the dense prediction cell of xception_71_dpc) or
+        "lraspp" (MobileNetV3's, with a decoder that sums two classifiers).
       image_pooling: image-level features in the ASPP.
+      image_pooling_crop_size, image_pooling_stride: image size (height, width) that is pooled into
+        one feature, and the step between them at feature resolution; None pools all there is.
       separable: depthwise separable 3x3 convolutions in ASPP and decoder.
+      decoder_separable: the same of the decoder alone; None follows `separable`.
+      depthwise_norm: batch norm and ReLU between the halves of a head's separable convolution.
       aspp_channels: channels of each ASPP branch and of its projection.
+      aspp_convs: 3x3 convolutions behind the ASPP's projection (PyTorch's ports: 1).
       decoder_output_stride: stride of the decoder's low-level features (4, 8 or 16); None is no
         decoder. v3 has none whatever this says.
-      decoder_channels, low_level_channels: channels of the decoder's 3x3 convolutions and of
-        its reduced low-level features.
+      decoder_channels, decoder_convs, low_level_channels: of the decoder's 3x3 convolutions, and
+        the channels its low-level features are reduced to ([V3+] Tables 1 and 2).
+      low_level: where the decoder taps the backbone: "inner", inside the unit that strides next
+        (the official code), or "output", the last unit at that stride (PyTorch's ports). None is
+        the backbone's own; for the MobileNets alone.
       width_multiplier: of MobileNetV2.
       align_corners: of the upsampling in the decoder.
-      padding: of MobileNetV2: "same" (TensorFlow) or "fixed" (PyTorch).
+      padding: of the MobileNets: "same" (TensorFlow), "fixed" (PyTorch), "block" and
+        "block_bare_stem" (two PyTorch ports, see `MobileNetV2`).
+      dilation_start: where rates begin when a stride is taken away, see `ops.strides_and_rates`;
+        None is the backbone's own.
+      input_scales: run the network on the image at each scale and take the maximum of the logits
+        ([V2] MSC); the output is then a dict with every scale's logits, the answer in "logits".
+      fuse_upsampled: take that maximum after upsampling to the image, not before.
       batch_norm_decay, batch_norm_epsilon: None takes the official code's, which differ between
         backbone and head; a decay given here goes for both, an epsilon for the backbone.
       dtype: of the computation, "float32", "bfloat16" or "float64"; parameters and batch
@@ -79,71 +115,143 @@ def build(
     _check("name", name, NAMES)
     _check("backbone", backbone, BACKBONES)
     _check("output_stride", output_stride, OUTPUT_STRIDES)
+    _check("context", context, CONTEXTS)
     _check("decoder_output_stride", decoder_output_stride, (None, 4, 8, 16))
-    _check("padding", padding, ("same", "fixed"))
+    _check("low_level", low_level, (None, "inner", "output"))
     _check("dtype", dtype, ("float32", "bfloat16", "float64"))
     if isinstance(atrous_rates, str):
         _check("atrous_rates", atrous_rates, ("auto",))
-        atrous_rates = ops.default_atrous_rates(output_stride)
+        given = V2_RATES if name == "v2" else V3_RATES
+        atrous_rates = ops.default_atrous_rates(output_stride, *given)
+    rates = tuple(atrous_rates or ())
+
+    family = backbone.split("_")[0]
+    decay, epsilon = BACKBONE_NORM[family]
+    encoder = _encoder(
+        backbone,
+        output_stride=output_stride,
+        multi_grid=multi_grid,
+        width_multiplier=width_multiplier,
+        padding=padding,
+        dilation_start=dilation_start,
+        low_level=low_level,
+        dtype=jnp.dtype(dtype),
+        norm=_norm(batch_norm_decay or decay, batch_norm_epsilon or epsilon, dtype),
+    )
+    decay, epsilon = HEAD_NORM
+    common = {
+        "norm": _norm(batch_norm_decay or decay, epsilon, dtype),
+        "dtype": jnp.dtype(dtype),
+    }
+    pooling = {"pooling_window": None, "pooling_stride": tuple(image_pooling_stride)}
+    if image_pooling_crop_size is not None:
+        pooling["pooling_window"] = ops.scaled_size(
+            image_pooling_crop_size, 1 / output_stride, align_corners=True
+        )
+
+    if name == "v2":
+        if not rates:
+            raise ValueError("v2 sums one classifier a rate: atrous_rates must not be empty")
+        network = DeepLabV2(encoder, rates, num_classes)
+    elif name == "fcn":
+        network = FCN(encoder, common["norm"], num_classes, common["dtype"])
+    elif context == "lraspp":
+        if decoder_output_stride is None:
+            raise ValueError("context 'lraspp' needs a decoder_output_stride")
+        network = LRASPP(
+            encoder,
+            features=aspp_channels,
+            decoder_output_stride=decoder_output_stride,
+            num_classes=num_classes,
+            align_corners=align_corners,
+            **pooling,
+            **common,
+        )
+    else:
+        separables = {"separable": separable, "depthwise_norm": depthwise_norm}
+        if context == "dpc":
+            gather = partial(
+                DensePredictionCell, output_stride, aspp_channels, **common, name="cell"
+            )
+        else:
+            gather = partial(
+                ASPP,
+                rates=rates,
+                features=aspp_channels,
+                image_pooling=image_pooling,
+                convs=aspp_convs,
+                **separables,
+                **pooling,
+                **common,
+                name="aspp",
+            )
+        decoder = None
+        if name == "v3plus" and decoder_output_stride is not None:
+            if decoder_separable is not None:
+                separables["separable"] = decoder_separable
+            decoder = partial(
+                Decoder,
+                low_level_features=low_level_channels,
+                features=decoder_channels,
+                convs=decoder_convs,
+                align_corners=align_corners,
+                **separables,
+                **common,
+            )
+        network = DeepLab(encoder, gather, decoder, decoder_output_stride, num_classes)
+    if input_scales:
+        network = MultiScale(network, tuple(input_scales), align_corners, fuse_upsampled)
+    return network
+
+
+def _encoder(
+    backbone, *, multi_grid, width_multiplier, padding, dilation_start, low_level, **common
+):
+    """What makes the backbone; refuses the choices that do not apply to it."""
+    mobile = backbone.startswith("mobilenet")
+    _check("dilation_start", dilation_start, (None, "after", "at", "next_stage"))
     if width_multiplier != 1 and backbone != "mobilenet_v2":
         raise ValueError(f"width_multiplier applies to mobilenet_v2, not to {backbone}")
-    if multi_grid and not backbone.startswith("xception"):
+    if multi_grid and mobile:
         raise ValueError(f"multi_grid does not apply to {backbone}")
     if multi_grid and len(multi_grid) != 3:
         raise ValueError(f"multi_grid takes three rates, not {tuple(multi_grid)}")
-
-    dtype = jnp.dtype(dtype)
-    decay, epsilon = BACKBONE_NORM[backbone.split("_")[0]]
-    backbone_norm = partial(
-        BatchNorm,
-        momentum=batch_norm_decay or decay,
-        epsilon=batch_norm_epsilon or epsilon,
-        dtype=dtype,
-    )
-    decay, epsilon = HEAD_NORM
-    head = {
-        "norm": partial(
-            BatchNorm, momentum=batch_norm_decay or decay, epsilon=epsilon, dtype=dtype
-        ),
-        "separable": separable,
-        "dtype": dtype,
-    }
+    if not mobile and (padding != "same" or low_level):
+        raise ValueError(f"padding and low_level apply to the MobileNets, not to {backbone}")
+    if dilation_start == "next_stage" and backbone != "mobilenet_v2":
+        raise ValueError(f"dilation_start 'next_stage' applies to mobilenet_v2, not to {backbone}")
 
     if backbone == "mobilenet_v2":
-        encoder = partial(
+        _check("padding", padding, ("same", "fixed", "block", "block_bare_stem"))
+        return partial(
             MobileNetV2,
-            output_stride=output_stride,
-            norm=backbone_norm,
             width_multiplier=width_multiplier,
             padding=padding,
-            dtype=dtype,
+            low_level=low_level or "inner",
+            dilation_start=dilation_start or "after",
+            **common,
         )
-    else:
-        encoder = partial(
-            Xception,
-            variant=backbone,
-            output_stride=output_stride,
-            norm=backbone_norm,
-            multi_grid=tuple(multi_grid or (1, 1, 1)),
-            dtype=dtype,
+    if mobile:
+        _check("padding", padding, ("same", "fixed"))
+        return partial(
+            MobileNetV3,
+            backbone,
+            padding=padding,
+            low_level=low_level or "inner",
+            dilation_start=dilation_start or "after",
+            gate_slope=0.16667 if padding == "same" else 1 / 6,  # TensorFlow's code, PyTorch's
+            **common,
         )
-    context = partial(
-        ASPP,
-        rates=tuple(atrous_rates or ()),
-        features=aspp_channels,
-        image_pooling=image_pooling,
-        **head,
-    )
-    decoder = None
-    if name == "v3plus" and decoder_output_stride is not None:
-        decoder = partial(
-            Decoder,
-            low_level_features=low_level_channels,
-            features=decoder_channels,
-            align_corners=align_corners,
-            **head,
-        )
-    return DeepLab(encoder, context, decoder, decoder_output_stride, num_classes)
+    grid = tuple(multi_grid or (1, 1, 1))
+    if backbone in resnet.VARIANTS:
+        return partial(ResNet, backbone, multi_grid=grid, dilation_start=dilation_start, **common)
+    if dilation_start not in (None, "after"):
+        raise ValueError(f"dilation_start {dilation_start!r} does not apply to {backbone}")
+    return partial(Xception, backbone, multi_grid=grid, **common)
+
+
+def _norm(decay: float, epsilon: float, dtype: str):
+    return partial(BatchNorm, momentum=decay, epsilon=epsilon, dtype=jnp.dtype(dtype))
 
 
 def _check(keyword: str, value, allowed) -> None:

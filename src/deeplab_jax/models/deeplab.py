@@ -1,4 +1,4 @@
-"""DeepLabv3 ([V3]) and DeepLabv3+ ([V3+]): backbone → ASPP → (decoder) → logits."""
+"""DeepLabv3 ([V3]) and DeepLabv3+ ([V3+]): backbone → context → (decoder) → logits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import ConvBN, Logits, SeparableConvBN
+from deeplab_jax.models.layers import Conv3x3, ConvBN, Logits
 
 
 class DeepLab(nn.Module):
@@ -16,7 +16,7 @@ class DeepLab(nn.Module):
 
     Attributes:
       backbone: makes the encoder; a module returning named endpoints.
-      context: makes the ASPP.
+      context: makes what gathers context, the ASPP; it is called with a dropout.
       decoder: makes the v3+ decoder; None is v3, whose logits sit on the ASPP itself.
       decoder_output_stride: stride of the low-level features the decoder refines with.
       num_classes: channels of the logits, background included.
@@ -41,9 +41,9 @@ class DeepLab(nn.Module):
             running statistics frozen, as [V3] Sec. 4.1 does at output stride 8.
         """
         batch_norm = train if train_batch_norm is None else train_batch_norm
+        dropout = nn.Dropout(0.1, deterministic=not train)
         endpoints = self.backbone(name="backbone")(images, train=batch_norm)
-        x = self.context(name="aspp")(endpoints["features"], train=batch_norm)
-        x = nn.Dropout(0.1, deterministic=not train)(x)
+        x = self.context()(endpoints["features"], batch_norm, dropout)
         if self.decoder is not None:
             low_level = endpoints[f"low_level_{self.decoder_output_stride}"]
             x = self.decoder(name="decoder")(x, low_level, train=batch_norm)
@@ -56,13 +56,17 @@ class Decoder(nn.Module):
     Attributes:
       low_level_features: channels the low-level features are reduced to (Table 1: 48).
       features: channels of the refining 3x3 convolutions (Table 2: 256).
+      convs: how many of them (Table 2: two).
       separable: atrous separable 3x3 convolutions instead of dense ones.
+      depthwise_norm: batch norm and ReLU between the halves of the separable ones.
       align_corners: of the bilinear upsampling.
     """
 
     low_level_features: int
     features: int
+    convs: int
     separable: bool
+    depthwise_norm: bool
     align_corners: bool
     norm: Callable[..., nn.Module]
     dtype: Any = jnp.float32
@@ -74,9 +78,12 @@ class Decoder(nn.Module):
         low_level = ConvBN(self.low_level_features, **common, name="low_level")(low_level, train)
         context = ops.resize_bilinear(context, low_level.shape[1:3], self.align_corners)
         x = jnp.concatenate([context, low_level], axis=-1)
-        for i in range(2):
-            if self.separable:
-                x = SeparableConvBN(self.features, **common, name=f"conv{i}")(x, train)
-            else:
-                x = ConvBN(self.features, kernel_size=3, **common, name=f"conv{i}")(x, train)
+        for i in range(self.convs):
+            x = Conv3x3(
+                self.features,
+                separable=self.separable,
+                depthwise_norm=self.depthwise_norm,
+                **common,
+                name=f"conv{i}",
+            )(x, train)
         return x

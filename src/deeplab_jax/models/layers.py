@@ -58,11 +58,10 @@ class BatchNorm(nn.Module):
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
             return x.astype(self.dtype)
-        factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-        wide = x.astype(ops.at_least_float32(x.dtype))
-        factor, bias = factor.astype(wide.dtype), bias.astype(wide.dtype)
-        shift = bias - running_mean.value.astype(wide.dtype) * factor
-        return (wide * factor + shift).astype(self.dtype)
+        wide = ops.at_least_float32(x.dtype)
+        mean, var = running_mean.value.astype(wide), running_var.value.astype(wide)
+        factor = scale.astype(wide) * jax.lax.rsqrt(var + self.epsilon)
+        return (x.astype(wide) * factor + (bias.astype(wide) - mean * factor)).astype(self.dtype)
 
 
 class ConvBN(nn.Module):
@@ -72,7 +71,8 @@ class ConvBN(nn.Module):
       features: output channels.
       norm: makes the batch norm; carries its momentum, epsilon and dtype.
       kernel_size, stride, rate: of the convolution; rate is the atrous rate.
-      padding: "same" (TensorFlow's, see `ops.same_padding`) or "fixed" (`ops.fixed_padding`).
+      padding: "same" (TensorFlow's, see `ops.same_padding`), "fixed" (`ops.fixed_padding`) or
+        "valid" (none).
       activation: None for a linear layer.
     """
 
@@ -80,7 +80,7 @@ class ConvBN(nn.Module):
     norm: Callable[..., nn.Module]
     kernel_size: int = 1
     stride: int = 1
-    rate: int = 1
+    rate: ops.Rate = 1
     padding: str = "same"
     activation: Callable | None = nn.relu
     dtype: Any = jnp.float32
@@ -98,12 +98,12 @@ class ConvBN(nn.Module):
 
 
 class DepthwiseConvBN(nn.Module):
-    """3x3 depthwise convolution → batch norm → activation; attributes as `ConvBN`."""
+    """Depthwise convolution → batch norm (None: none) → activation; attributes as `ConvBN`."""
 
-    norm: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module] | None
     kernel_size: int = 3
     stride: int = 1
-    rate: int = 1
+    rate: ops.Rate = 1
     padding: str = "same"
     activation: Callable | None = nn.relu
     dtype: Any = jnp.float32
@@ -116,7 +116,8 @@ class DepthwiseConvBN(nn.Module):
         x = ops.depthwise_conv2d(
             x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.rate, padding
         )
-        x = self.norm(name="norm")(x, train)
+        if self.norm is not None:
+            x = self.norm(name="norm")(x, train)
         return x if self.activation is None else self.activation(x)
 
 
@@ -124,30 +125,90 @@ class SeparableConvBN(nn.Module):
     """Atrous separable convolution: depthwise then pointwise, each with batch norm and ReLU.
 
     [V3+] Sec. 3.1; the heads of the official code put a ReLU after both halves.
+
+    Attributes:
+      depthwise_norm: False leaves out batch norm and ReLU between the halves, as some PyTorch
+        ports do.
     """
 
     features: int
     norm: Callable[..., nn.Module]
-    rate: int = 1
+    rate: ops.Rate = 1
+    depthwise_norm: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = DepthwiseConvBN(self.norm, rate=self.rate, dtype=self.dtype, name="depthwise")(x, train)
+        x = DepthwiseConvBN(
+            self.norm if self.depthwise_norm else None,
+            rate=self.rate,
+            activation=nn.relu if self.depthwise_norm else None,
+            dtype=self.dtype,
+            name="depthwise",
+        )(x, train)
         return ConvBN(self.features, self.norm, dtype=self.dtype, name="pointwise")(x, train)
 
 
-class Logits(nn.Module):
-    """The classifier: a 1x1 convolution with bias; float32 whatever came before it."""
+class Conv3x3(nn.Module):
+    """The heads' 3x3 convolution with batch norm and ReLU: separable, or dense."""
 
-    num_classes: int
+    features: int
+    norm: Callable[..., nn.Module]
+    separable: bool
+    depthwise_norm: bool = True
+    rate: ops.Rate = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        common = {"rate": self.rate, "dtype": self.dtype}
+        if self.separable:
+            layer = SeparableConvBN(
+                self.features, self.norm, depthwise_norm=self.depthwise_norm, **common
+            )
+        else:
+            layer = ConvBN(self.features, self.norm, kernel_size=3, **common)
+        nn.share_scope(self, layer)
+        return layer(x, train)
+
+
+class Conv(nn.Module):
+    """A convolution with bias, without batch norm; "same" padding."""
+
+    features: int
+    kernel_size: int = 1
+    rate: ops.Rate = 1
+    kernel_init: Callable = dense_init
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", logits_init, (1, 1, x.shape[-1], self.num_classes))
-        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
-        x = x.astype(ops.at_least_float32(x.dtype))
-        return ops.conv2d(x, kernel, stride=1, rate=1, padding=((0, 0), (0, 0))) + bias
+        size = (self.kernel_size, self.kernel_size)
+        kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        padding = ops.same_padding(x.shape[1:3], size, 1, self.rate)
+        x = ops.conv2d(x.astype(self.dtype), kernel.astype(self.dtype), 1, self.rate, padding)
+        return x + bias.astype(self.dtype)
+
+
+class Logits(nn.Module):
+    """The classifier: a convolution with bias; float32 or wider whatever came before it."""
+
+    num_classes: int
+    kernel_size: int = 1
+    rate: ops.Rate = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        layer = Conv(
+            self.num_classes,
+            self.kernel_size,
+            self.rate,
+            kernel_init=logits_init,
+            dtype=ops.at_least_float32(x.dtype),
+        )
+        nn.share_scope(self, layer)
+        return layer(x)
 
 
 def _padding(name, size, kernel, stride, rate) -> ops.Padding:
@@ -155,4 +216,6 @@ def _padding(name, size, kernel, stride, rate) -> ops.Padding:
         return ops.same_padding(size, kernel, stride, rate)
     if name == "fixed":
         return ops.fixed_padding(kernel, rate)
-    raise ValueError(f"padding must be 'same' or 'fixed', not {name!r}")
+    if name == "valid":
+        return ((0, 0), (0, 0))
+    raise ValueError(f"padding must be 'same', 'fixed' or 'valid', not {name!r}")

@@ -3,6 +3,9 @@
 Deeper than the original, every max pooling replaced by a strided separable convolution, batch
 norm after each depthwise convolution. Where the paper is silent this follows the official code:
 ReLU before each separable convolution, except in the last module, which has it after both halves.
+
+`xception_65_jfzhang95` is the widespread PyTorch port with its differences: shortcuts and the
+decoder see activated features (its first ReLU works in place), the last module is like the others.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +26,10 @@ class Unit(NamedTuple):
     features: tuple[int, int, int]
     stride: int
     skip: str | None  # "conv": projected shortcut, "sum": identity, None: no shortcut
-    relu_before: bool = True
+    relu_before: bool = True  # each separable convolution; else after both its halves
+    relu_shortcut: bool = False  # the shortcut starts behind the first ReLU
+    relu_after: bool = False  # the module's output
+    undilated_last: bool = False  # the third convolution never takes a rate
 
 
 def _entry(block: int, features: int, stride: int) -> Unit:
@@ -34,13 +40,14 @@ def _middle(count: int) -> list[Unit]:
     return [Unit(f"middle_unit{i}", (728,) * 3, 1, "sum") for i in range(1, count + 1)]
 
 
+ENTRY_FLOW = [_entry(1, 128, 2), _entry(2, 256, 2), _entry(3, 728, 2)]
 EXIT_FLOW = [
     Unit("exit_block1", (728, 1024, 1024), 2, "conv"),
     Unit("exit_block2", (1536, 1536, 2048), 1, None, relu_before=False),
 ]
 UNITS = {
-    "xception_41": [_entry(1, 128, 2), _entry(2, 256, 2), _entry(3, 728, 2), *_middle(8)],
-    "xception_65": [_entry(1, 128, 2), _entry(2, 256, 2), _entry(3, 728, 2), *_middle(16)],
+    "xception_41": [*ENTRY_FLOW, *_middle(8), *EXIT_FLOW],
+    "xception_65": [*ENTRY_FLOW, *_middle(16), *EXIT_FLOW],
     "xception_71": [
         _entry(1, 128, 2),
         _entry(2, 256, 1),
@@ -48,13 +55,22 @@ UNITS = {
         _entry(4, 728, 1),
         _entry(5, 728, 2),
         *_middle(16),
+        *EXIT_FLOW,
     ],
 }
-# Units whose second separable convolution feeds the decoder, by stride.
+JFZHANG95 = "xception_65_jfzhang95"
+UNITS[JFZHANG95] = [
+    *(unit._replace(relu_shortcut=True) for unit in UNITS["xception_65"][:-2]),
+    EXIT_FLOW[0]._replace(relu_shortcut=True, undilated_last=True),
+    EXIT_FLOW[1]._replace(relu_before=True, relu_after=True),
+]
+# Units that the decoder taps, by stride: at their second separable convolution, before any
+# activation; JFZHANG95's at their activated output.
 DECODER_UNITS = {
     "xception_41": {4: "entry_block2", 8: "entry_block3", 16: "exit_block1"},
     "xception_65": {4: "entry_block2", 8: "entry_block3", 16: "exit_block1"},
     "xception_71": {4: "entry_block3", 8: "entry_block5", 16: "exit_block1"},
+    JFZHANG95: {4: "entry_block1", 8: "entry_block2", 16: "entry_block3"},
 }
 
 
@@ -62,7 +78,7 @@ class Xception(nn.Module):
     """Normalised images [B, H, W, C] → {"features" [B, h, w, 2048], "low_level_4", ...}.
 
     Attributes:
-      variant: xception_41, xception_65 or xception_71.
+      variant: a key of `UNITS`.
       output_stride: 8, 16 or 32.
       multi_grid: rates of the three separable convolutions of the last module.
       norm: makes a batch norm.
@@ -76,7 +92,7 @@ class Xception(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        units = UNITS[self.variant] + EXIT_FLOW
+        units = UNITS[self.variant]
         (stem_stride, _), *plan = ops.strides_and_rates(
             [2, *(unit.stride for unit in units)], self.output_stride
         )
@@ -94,7 +110,8 @@ class Xception(nn.Module):
             )
             x, second_conv = module(x, train)
             if unit.name in decoder:
-                endpoints[f"low_level_{decoder[unit.name]}"] = second_conv
+                tapped = nn.relu(x) if self.variant == JFZHANG95 else second_conv
+                endpoints[f"low_level_{decoder[unit.name]}"] = tapped
         return endpoints | {"features": x}
 
 
@@ -116,9 +133,13 @@ class XceptionModule(nn.Module):
         unit = self.unit
         after = None if unit.relu_before else nn.relu
         common = {"norm": self.norm, "dtype": self.dtype, "activation": after}
+        if unit.relu_shortcut:
+            inputs = nn.relu(inputs)
         x, outputs = inputs, []
         for i, (features, rate) in enumerate(zip(unit.features, self.rates), start=1):
             stride = self.stride if i == 3 else 1
+            if i == 3 and unit.undilated_last:
+                rate = 1
             name = f"separable_conv{i}"
             if unit.relu_before:
                 x = nn.relu(x)
@@ -139,4 +160,4 @@ class XceptionModule(nn.Module):
             )(inputs, train)
         elif unit.skip == "sum":
             x = x + inputs
-        return x, outputs[1]
+        return nn.relu(x) if unit.relu_after else x, outputs[1]

@@ -1,0 +1,46 @@
+"""Our own variables by their paths, as `--mode=import` writes them to model.safetensors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.errors import WeightsError
+from deeplab_jax.importers import readers
+from deeplab_jax.importers.table import Layout, Rule, Shapes
+
+HEADER = "deeplab_jax"  # its entry in the file's header describes the model, as JSON
+
+
+def description(path: Path | None) -> dict[str, Any]:
+    """{"model": keywords of `models.build`, "data": {"normalization": ...}, "source": ...}.
+
+    Raises:
+      WeightsError: if the file does not carry it.
+    """
+    try:
+        found = json.loads(readers.metadata(path)[HEADER]) if path else None
+        found["model"] = {key: _tuple(value) for key, value in found["model"].items()}
+        found["data"]["normalization"], found["source"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path or 'weights'}: variables of our own that do not say of which model; build it "
+            "with the configuration they were trained with"
+        ) from error
+    return found
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _infer(shapes: Shapes) -> dict:
+    raise KeyError(HEADER)  # `identify` takes the description
+
+
+LAYOUT = Layout(
+    name="deeplab_jax",
+    signature=(r"params/backbone/.*",),
+    rules=(Rule(r"((?:params|batch_stats)/.*)", r"\1"),),
+    infer=_infer,
+    normalization="zero_mean",
+)

@@ -1,0 +1,178 @@
+"""PyTorch's backbones: their tables, shared by the sources that build on them, and as trunks.
+
+torchvision counts units from 0, ours count from 1.
+"""
+
+import re
+
+from deeplab_jax.importers.table import (
+    TORCH_COUNTERS,
+    Layout,
+    Shapes,
+    skip,
+    torch_conv_bias,
+    torch_conv_bn,
+)
+
+# --- ResNet ----------------------------------------------------------------------------------
+
+
+def resnet(prefix: str) -> tuple:
+    """torchvision's ResNet-50/101 under `prefix`, a regular expression."""
+
+    def unit(match):
+        return f"backbone/block{match['block']}_unit{int(match['unit']) + 1}"
+
+    at = rf"{prefix}layer(?P<block>\d)\.(?P<unit>\d+)\."
+    return (
+        *torch_conv_bn(f"{prefix}conv1", f"{prefix}bn1", "backbone/stem"),
+        *(
+            rule
+            for i in (1, 2, 3)
+            for rule in torch_conv_bn(
+                f"{at}conv{i}", f"{at}bn{i}", lambda m, i=i: f"{unit(m)}/conv{i}"
+            )
+        ),
+        *torch_conv_bn(
+            rf"{at}downsample\.0", rf"{at}downsample\.1", lambda m: f"{unit(m)}/shortcut"
+        ),
+    )
+
+
+def resnet_name(shapes: Shapes, prefix: str = "") -> str:
+    """resnet_50 or resnet_101, by the number of units in the third block."""
+    units = sum(
+        re.fullmatch(rf"{re.escape(prefix)}layer3\.\d+\.conv3\.weight", name) is not None
+        for name in shapes
+    )
+    return {6: "resnet_50", 23: "resnet_101"}.get(units, f"resnet with {units} units in layer3")
+
+
+# --- MobileNetV2 -----------------------------------------------------------------------------
+
+# position in the block's Sequential: (convolution, batch norm) of expand, depthwise, project
+FLAT = (("0", "1"), ("3", "4"), ("6", "7"))
+NESTED = (("0.0", "0.1"), ("1.0", "1.1"), ("2", "3"))
+_LAYERS = ("expand", "depthwise", "project")
+
+
+def mobilenet_v2(prefix: str, positions) -> tuple:
+    """MobileNetV2 whose layers are numbered from the stem, 0, under `prefix`, a regular expression.
+
+    Args:
+      prefix: of the names.
+      positions: `FLAT` or `NESTED`, where a block's layers stand in it.
+    """
+    rules = [*torch_conv_bn(rf"{prefix}0\.0", rf"{prefix}0\.1", "backbone/stem")]
+    for layer in range(1, 18):
+        names = _LAYERS[1:] if layer == 1 else _LAYERS  # the first block does not expand
+        for name, (conv, norm) in zip(names, _first(positions) if layer == 1 else positions):
+            rules += torch_conv_bn(
+                rf"{prefix}{layer}\.conv\.{re.escape(conv)}",
+                rf"{prefix}{layer}\.conv\.{re.escape(norm)}",
+                f"backbone/block{layer - 1}/{name}",
+                "depthwise" if name == "depthwise" else "dense",
+            )
+    return tuple(rules)
+
+
+def _first(positions):
+    return (("0", "1"), ("3", "4")) if positions is FLAT else (("0.0", "0.1"), ("1", "2"))
+
+
+# --- MobileNetV3 large -----------------------------------------------------------------------
+
+
+def mobilenet_v3_large(prefix: str) -> tuple:
+    """torchvision's MobileNetV3 large under `prefix`, a regular expression."""
+
+    def block(match):
+        return f"backbone/block{int(match['block']) - 1}"
+
+    def layers(blocks: str, names: dict[str, str]):
+        at = rf"{prefix}(?P<block>{blocks})\.block\."
+        return tuple(
+            rule
+            for position, name in names.items()
+            for rule in torch_conv_bn(
+                rf"{at}{position}\.0",
+                rf"{at}{position}\.1",
+                lambda m, name=name: f"{block(m)}/{name}",
+                "depthwise" if name == "depthwise" else "dense",
+            )
+        )
+
+    gated = "4|5|6|11|12|13|14|15"
+    gates = tuple(
+        rule
+        for theirs, ours in (("fc1", "squeeze"), ("fc2", "excite"))
+        for rule in torch_conv_bias(
+            rf"{prefix}(?P<block>{gated})\.block\.2\.{theirs}",
+            lambda m, ours=ours: f"{block(m)}/squeeze_excite/{ours}",
+        )
+    )
+    return (
+        *torch_conv_bn(rf"{prefix}0\.0", rf"{prefix}0\.1", "backbone/stem"),
+        *layers("1", {"0": "depthwise", "1": "project"}),
+        *layers("2|3|7|8|9|10", {"0": "expand", "1": "depthwise", "2": "project"}),
+        *layers(gated, {"0": "expand", "1": "depthwise", "3": "project"}),
+        *gates,
+        *torch_conv_bn(rf"{prefix}16\.0", rf"{prefix}16\.1", "backbone/last"),
+    )
+
+
+# --- classifiers, as trunks ------------------------------------------------------------------
+
+
+def _trunk(name: str, signature, rules, classifier, infer, note: str) -> Layout:
+    return Layout(
+        name=f"PyTorch {name} classifier, as a trunk",
+        signature=signature,
+        rules=(*rules, *(skip(c, "the ImageNet classifier") for c in classifier), TORCH_COUNTERS),
+        infer=infer,
+        normalization="imagenet",
+        trunk=True,
+        note=note,
+    )
+
+
+def _infer_mobilenet_v2(shapes: Shapes) -> dict:
+    return {
+        "name": "v3plus",
+        "backbone": "mobilenet_v2",
+        "padding": "fixed",
+        "batch_norm_epsilon": 1e-5,
+    }
+
+
+_MOBILENET_NOTE = (
+    "They need data.normalization=imagenet, model.padding=fixed, "
+    "model.batch_norm_epsilon=1e-5 (the preset mobilenet_v2_torch)"
+)
+_1280 = r"features\.18\.[01]\.(weight|bias|running_mean|running_var)"
+LAYOUTS = (
+    _trunk(
+        "MobileNetV2",
+        (r"features\.0\.0\.weight", r"features\.1\.conv\.3\.weight"),
+        mobilenet_v2(r"features\.", FLAT),
+        (_1280, r"classifier\..*"),
+        _infer_mobilenet_v2,
+        _MOBILENET_NOTE,
+    ),
+    _trunk(
+        "MobileNetV2 (torchvision)",
+        (r"features\.0\.0\.weight", r"features\.1\.conv\.0\.0\.weight"),
+        mobilenet_v2(r"features\.", NESTED),
+        (_1280, r"classifier\..*"),
+        _infer_mobilenet_v2,
+        _MOBILENET_NOTE,
+    ),
+    _trunk(
+        "ResNet",
+        (r"conv1\.weight", r"layer4\.2\.conv3\.weight"),
+        resnet(""),
+        (r"fc\..*",),
+        lambda shapes: {"name": "v3plus", "backbone": resnet_name(shapes)},
+        "They need data.normalization=imagenet",
+    ),
+)

@@ -1,0 +1,73 @@
+"""DeepLabv2 ([V2]): a sum of atrous classifiers, and multi-scale inputs fused by maximum."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax import ops
+from deeplab_jax.models.layers import Logits
+
+
+class DeepLabV2(nn.Module):
+    """Backbone → one 3x3 classifier a rate → their sum: the ASPP of ResNet-101 ([V2] Sec. 4.1.2).
+
+    Attributes:
+      backbone: makes the encoder; a module returning named endpoints.
+      rates: atrous rates of the classifiers.
+      num_classes: channels of the logits, background included.
+    """
+
+    backbone: Callable[..., nn.Module]
+    rates: Sequence[int]
+    num_classes: int
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, train_batch_norm: bool | None = None
+    ) -> jax.Array:
+        """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
+        batch_norm = train if train_batch_norm is None else train_batch_norm
+        x = self.backbone(name="backbone")(images, train=batch_norm)["features"]
+        return sum(
+            Logits(self.num_classes, kernel_size=3, rate=rate, name=f"logits{i}")(x)
+            for i, rate in enumerate(self.rates, start=1)
+        )
+
+
+class MultiScale(nn.Module):
+    """The same network on the image at several scales, fused by maximum ([V2] Sec. 4.3, "MSC").
+
+    Attributes:
+      network: what is shared by the scales; its variables are this module's.
+      scales: of the input, for instance (0.5, 0.75, 1); the logits have the size of the largest.
+      align_corners: of the resizing of images and logits.
+      fuse_upsampled: upsample every scale's logits to the image before the maximum.
+    """
+
+    network: nn.Module
+    scales: Sequence[float]
+    align_corners: bool
+    fuse_upsampled: bool = False
+
+    def setup(self):
+        nn.share_scope(self, self.network)
+
+    def __call__(self, images: jax.Array, **mode) -> dict[str, jax.Array]:
+        """images [B, H, W, C] → {"logits": the maximum, "logits_0.5": ..., ...} for the losses."""
+        outputs, sizes = {}, []
+        for scale in self.scales:
+            size = ops.scaled_size(images.shape[1:3], scale, self.align_corners)
+            scaled = ops.resize_bilinear(images, size, self.align_corners, scale)
+            sizes.append(size)
+            outputs[f"logits_{scale:g}"] = self.network(scaled, **mode)
+        size = outputs[f"logits_{max(self.scales):g}"].shape[1:3]
+        resize = partial(ops.resize_bilinear, align_corners=self.align_corners)
+        upsampled = list(outputs.values())
+        if self.fuse_upsampled:
+            size = images.shape[1:3]
+            upsampled = [resize(logits, image) for logits, image in zip(upsampled, sizes)]
+        upsampled = [resize(logits, size) for logits in upsampled]
+        return {"logits": jnp.stack(upsampled).max(axis=0)} | outputs
