@@ -198,7 +198,7 @@ def test_bfloat16_keeps_parameters_and_statistics_float32():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"backbone": "resnet"}, "backbone 'resnet' is not one of 'xception_41'"),
+        ({"backbone": "resnet"}, "backbone 'resnet' is not one of 'resnet_50'"),
         ({"name": "v5"}, "name 'v5'"),
         ({"output_stride": 12}, "output_stride 12"),
         ({"atrous_rates": "many"}, "atrous_rates 'many'"),

@@ -301,6 +301,8 @@ def _parse(argv):
     try:
         rest = FLAGS(argv)
     except flags.Error as error:
+        if "Traceback" in str(error):  # of get_config, quoted; run it again for its own error
+            configuration.load(spec)
         raise ConfigError(_flag_error(str(error))) from error
     except (AttributeError, KeyError) as error:
         raise ConfigError(_override_error(argv, error)) from error

@@ -1,6 +1,7 @@
 """From images to label maps: the one place where logits become labels."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,14 @@ def _logits(module, variables, images, scale, mirror=False, *, normalization, al
         variables, normalize(scaled[:, :, ::-1] if mirror else scaled, normalization)
     )
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs
-    return ops.resize_bilinear(logits[:, :, ::-1] if mirror else logits, size, align_corners)
+    if mirror:
+        logits = logits[:, :, ::-1]
+    if scale < 1 and align_corners:
+        # The official code's detour: first to the size that logits of the whole image have.
+        sides = (max(max(array.shape[1:3]) - 1, 1) for array in (scaled, logits))
+        stride = 2 ** round(math.log2(next(sides) / next(sides)))
+        logits = ops.resize_bilinear(logits, ops.scaled_size(size, 1 / stride, True), True)
+    return ops.resize_bilinear(logits, size, align_corners)
 
 
 def predict(
