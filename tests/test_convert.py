@@ -10,6 +10,7 @@ import safetensors.numpy
 from conftest import CONFIGS
 from test_golden_models import seeded
 from test_main import run
+from test_readers import entry, write_index
 
 from deeplab_jax import checkpoint, importers, main, models
 from deeplab_jax import config as configuration
@@ -117,6 +118,45 @@ def test_training_goes_on_in_the_folder_of_the_import(foreign, data_folder, tmp_
     assert step == 1
     np.testing.assert_allclose(
         after["params"]["logits"]["kernel"], before["params"]["logits"]["kernel"], atol=1e-4
+    )
+
+
+def test_a_tensorflow_checkpoint_is_imported_without_tensorflow(foreign, tmp_path):
+    """A whole V2 bundle, variables and slots, as tf.train.Saver lays it out."""
+    weights = safetensors.numpy.load_file(foreign)
+    items, data = [], b""
+    for name, array in sorted(weights.items()):
+        content = array.tobytes()
+        dtype = 1 if array.dtype == np.float32 else 9
+        items.append((name.encode(), entry(dtype, array.shape, len(data), len(content))))
+        data += content
+    write_index(tmp_path / "model.ckpt-30000", items, data)
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-30000"\n')
+    keywords = importers.infer(foreign)
+    target = jax.eval_shape(lambda: init_variables(models.build(**keywords), 0))
+    theirs = importers.load(foreign, target)
+    for path in (tmp_path, tmp_path / "model.ckpt-30000", tmp_path / "model.ckpt-30000.index"):
+        assert importers.infer(path) == keywords
+        jax.tree.map(np.testing.assert_array_equal, theirs, importers.load(path, target))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pytorch_training_checkpoint_is_imported(zipped, tmp_path):
+    torch = pytest.importorskip("torch")
+    weights, _ = seeded("torch_vainf_v3plus_mobilenet_os16_64x96")
+    state = {f"module.{key}": torch.from_numpy(value) for key, value in weights.items()}
+    torch.save(
+        {"cur_itrs": 3, "model_state": state, "best_score": np.float64(0.7)},
+        tmp_path / "best.pth",
+        _use_new_zipfile_serialization=zipped,
+    )
+    keywords = importers.infer(tmp_path / "best.pth")
+    assert keywords == importers.infer(weights)
+    target = jax.eval_shape(lambda: init_variables(models.build(**keywords), 0))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        importers.load(tmp_path / "best.pth", target),
+        importers.load(weights, target),
     )
 
 

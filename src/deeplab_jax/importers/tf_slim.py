@@ -131,7 +131,7 @@ def _infer(shapes: Shapes) -> dict:
         decoder = decoder if separable else "decoder/decoder_conv{}/weights"
         found |= {
             "name": "v3plus",
-            "decoder_output_stride": 4,
+            "decoder_output_stride": _decoder_stride(found, shapes),
             "low_level_channels": shapes["decoder/feature_projection0/weights"][-1],
             "decoder_channels": shapes[decoder.format(0)][-1],
             "decoder_convs": sum(decoder.format(i) in shapes for i in range(9)),
@@ -155,6 +155,22 @@ def _backbone(scope: str, shapes: Shapes) -> str:
         beta = f"{scope}/conv1_1/weights" in shapes
         return scope.replace("resnet_v1", "resnet") + ("_beta" if beta else "_slim")
     return scope
+
+
+# Channels of what the decoder may tap, at output strides 4, 8 and 16.
+_LOW_LEVEL = {
+    "xception": (256, 728, 1024),
+    "resnet": (256, 512, 1024),
+    "mobilenet": (144, 192, 576),
+}
+
+
+def _decoder_stride(found: dict, shapes: Shapes) -> int:
+    """The stride whose tap has about as many channels as the decoder reads."""
+    channels = shapes["decoder/feature_projection0/weights"][2]
+    taps = _LOW_LEVEL[found["backbone"].split("_")[0]]
+    wide = channels / found.get("width_multiplier", 1)
+    return (4, 8, 16)[min(range(3), key=lambda i: abs(taps[i] - wide))]
 
 
 def _width(shapes: Shapes) -> float:
