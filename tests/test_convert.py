@@ -180,6 +180,33 @@ def test_other_classes_restart_the_classifier_alone():
         importers.load(weights, jax.eval_shape(lambda: init_variables(other, 0)))
 
 
+def test_another_depth_of_resnet_is_said():
+    weights, _ = seeded("torch_tv_fcn_resnet50")
+    shallow = {k: v for k, v in weights.items() if not k.startswith("backbone.layer3.5")}
+    with pytest.raises(WeightsError, match="has 5 bottleneck units"):
+        importers.infer(shallow)
+
+
+def test_arrays_of_other_axes_are_listed_not_crashed_on():
+    weights, _ = seeded(NAME)
+    keywords = importers.infer(weights)
+    target = jax.eval_shape(lambda: init_variables(models.build(**keywords), 0))
+    weights["aspp0/weights"] = weights["aspp0/weights"][0, 0]
+    weights["MobilenetV2/expanded_conv/depthwise/depthwise_weights"] = np.zeros((3, 3, 16))[None]
+    weights["surprise/weights"] = weights.pop("concat_projection/weights")
+    with pytest.raises(WeightsError) as error:
+        importers.load(weights, target)
+    for words in (
+        "of the file:",
+        "aspp0/weights: shape (160, 256), but params/aspp/conv1x1/kernel is (1, 1, 160, 256)",
+        "depthwise/depthwise_weights: shape (1, 3, 3, 16), but",
+        "surprise/weights: no rules match",
+        "of the model, unfilled:",
+        "params/aspp/projection/kernel",
+    ):
+        assert words in str(error.value)
+
+
 def test_what_is_left_out_is_said_even_without_a_log(caplog):
     weights, _ = seeded(NAME)
     module = models.build(**importers.infer(weights) | {"num_classes": 5})

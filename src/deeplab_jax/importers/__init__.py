@@ -96,17 +96,18 @@ def load(
     leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
     found = layout.rename(weights, {path: tuple(leaf.shape) for path, leaf in leaves.items()})
 
-    kept = []
+    kept, gaps = [], []
     for path in leaves.keys() - found.arrays.keys():
         head = path.split("/")[1] != "backbone"
         if (layout.trunk and head) or (found.other_classes and path in found.sources):
             kept.append(path)
         elif path not in found.sources:
-            found.problems.append(f"{path}: nothing in the file fills it")
-    if found.problems:
+            gaps.append(path)
+    if found.problems or gaps:
+        lists = (("of the file", found.problems), ("of the model, unfilled", gaps))
         raise WeightsError(
-            f"{name}: read as {layout.name}, but it does not fit the model:\n"
-            + first_few(sorted(found.problems), 20)
+            f"{name}: read as {layout.name}, but it does not fit the model"
+            + "".join(f"\n{title}:\n{first_few(sorted(x), 20)}" for title, x in lists if x)
         )
     for sentence in _report(name, layout, found, kept):
         (log or logging.getLogger(__name__).info)(sentence)
@@ -149,6 +150,8 @@ def identify(source: Source) -> Identity:
     shapes = {key: tuple(array.shape) for key, array in weights.items()}
     try:
         model = layout.infer(shapes)
+    except WeightsError as error:
+        raise WeightsError(f"{name}: {layout.name}, but {error}") from error
     except (KeyError, IndexError) as error:
         raise WeightsError(
             f"{name}: looks like {layout.name}, but {error} is not there as expected"

@@ -6,6 +6,7 @@ centres, mean-subtracted BGR. The prefix "base." tells that the model was made f
 
 import re
 
+from deeplab_jax.importers import torch_backbones
 from deeplab_jax.importers.table import (
     TORCH_COUNTERS,
     Layout,
@@ -60,10 +61,9 @@ _V3PLUS = (
 def _infer(head: dict, logits: str):
     def infer(shapes: Shapes) -> dict:
         name = next(name for name in shapes if re.fullmatch(rf"(base\.)?{logits}\.weight", name))
-        units = sum(bool(re.fullmatch(r"(base\.)?layer4\.block\d+\.reduce\.conv\.weight", n))
-                    for n in shapes)  # fmt: skip
+        unit = r"(base\.)?layer4\.block\d+\.reduce\.conv\.weight"
         found = head | {
-            "backbone": {6: "resnet_50_caffe", 23: "resnet_101_caffe"}.get(units, f"{units} units"),
+            "backbone": torch_backbones.by_depth(shapes, unit, "_caffe"),
             "num_classes": shapes[name][0],
             "align_corners": False,
             "batch_norm_decay": 0.999,

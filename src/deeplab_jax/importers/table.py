@@ -1,7 +1,6 @@
 """A layout: a table of renames from foreign names to our paths, each key by exactly one rule."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -92,14 +91,18 @@ class Layout:
             out.problems.append(f"{key}: the model has no {path}")
             return
         if path in out.sources:
-            out.problems.append(f"{key}: {path} is filled twice, by {out.sources[path]} already")
+            out.problems.append(f"{key}: fills {path}, as {out.sources[path]} does already")
             return
         wanted = shapes[path]
         # Sizes before contents: a file that claims 1e12 numbers must not get their memory.
-        if math.prod(array.shape) == math.prod(wanted):
-            array = change(np.asarray(array.read() if hasattr(array, "read") else array))
-            if array.shape == wanted:
-                out.arrays[path] = array
+        if sorted(n for n in array.shape if n > 1) == sorted(n for n in wanted if n > 1):
+            read = np.asarray(array.read() if hasattr(array, "read") else array)
+            try:
+                changed = change(read)
+            except (IndexError, ValueError):  # other axes than this layout's
+                changed = read
+            if changed.shape == wanted:
+                out.arrays[path] = changed
         if path not in out.arrays:
             place = out.other_classes if _other_classes(path, array.shape, wanted) else out.problems
             place.append(f"{key}: shape {tuple(array.shape)}, but {path} is {wanted}")

@@ -5,6 +5,7 @@ torchvision counts units from 0, ours count from 1.
 
 import re
 
+from deeplab_jax.errors import WeightsError
 from deeplab_jax.importers.table import (
     TORCH_COUNTERS,
     Layout,
@@ -40,12 +41,24 @@ def resnet(prefix: str) -> tuple:
 
 
 def resnet_name(shapes: Shapes, prefix: str = "") -> str:
-    """resnet_50 or resnet_101, by the number of units in the third block."""
-    units = sum(
-        re.fullmatch(rf"{re.escape(prefix)}layer3\.\d+\.conv3\.weight", name) is not None
-        for name in shapes
-    )
-    return {6: "resnet_50", 23: "resnet_101"}.get(units, f"resnet with {units} units in layer3")
+    """resnet_50 or resnet_101, see `by_depth`."""
+    return by_depth(shapes, rf"{re.escape(prefix)}layer3\.\d+\.conv3\.weight")
+
+
+def by_depth(shapes: Shapes, unit: str, suffix: str = "") -> str:
+    """The ResNet with as many units in its third block as names that match `unit`.
+
+    Raises:
+      WeightsError: if there is none: ResNet-18, 34 and 152 are no backbones here.
+    """
+    units = sum(re.fullmatch(unit, name) is not None for name in shapes)
+    depths = {6: "resnet_50", 23: "resnet_101"}
+    if units not in depths:
+        raise WeightsError(
+            f"its ResNet has {units} bottleneck units in the third block; known are ResNet-50 (6) "
+            "and ResNet-101 (23)"
+        )
+    return depths[units] + suffix
 
 
 # --- MobileNetV2 -----------------------------------------------------------------------------
