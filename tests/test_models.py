@@ -1,5 +1,7 @@
 import functools
+import inspect
 
+import common
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -44,6 +46,11 @@ def test_every_backbone_builds():
         backbone: count(shapes(models.build("v3plus", backbone, 21))["params"])
         for backbone in models.BACKBONES
     }
+    # The classifiers' trunks: 25.6 and 44.5 million less the classifier, in every shape.
+    heads = sizes["resnet_101"] - sizes["resnet_50"]
+    for shape in ("_beta", "_slim", "_caffe"):
+        assert sizes[f"resnet_101{shape}"] - sizes[f"resnet_50{shape}"] == heads
+    assert heads == 42_500_160 - 23_508_032
     assert sizes["xception_41"] < sizes["xception_65"] < sizes["xception_71"]
     assert set(sizes) == set(models.BACKBONES)
 
@@ -83,16 +90,15 @@ def features(module, variables, images):
         ("mobilenet_v2", "same", (65, 97)),  # TensorFlow's SAME keeps the grid at 32 k + 1 alone
         ("mobilenet_v2", "same", (33, 33)),
         ("mobilenet_v2", "fixed", (81, 50)),
+        ("resnet_50_beta", "same", (65, 43)),
+        pytest.param("resnet_50", "same", (81, 50), marks=pytest.mark.slow),
         pytest.param("xception_41", "same", (65, 43), marks=pytest.mark.slow),
         pytest.param("xception_65", "same", (33, 65), marks=pytest.mark.slow),
     ],
 )
 def test_same_variables_at_stride_8_and_16_are_the_same_features(backbone, padding, size):
     """[V3] Sec. 3.1: removing strides and adding rates only makes the features denser."""
-    at = {
-        s: models.build("v3plus", backbone, 5, output_stride=s, padding=padding)
-        for s in (8, 16, 32)
-    }
+    at = {s: models.build("v3", backbone, 5, output_stride=s, padding=padding) for s in (8, 16, 32)}
     variables = randomised(shapes(at[16], size))
     images = jax.random.normal(jax.random.key(1), (1, *size, 3))
     dense = features(at[8], variables, images)
@@ -204,6 +210,10 @@ def test_bfloat16_keeps_parameters_and_statistics_float32():
         ({"atrous_rates": "many"}, "atrous_rates 'many'"),
         ({"backbone": "xception_65", "width_multiplier": 0.5}, "width_multiplier applies to"),
         ({"multi_grid": (1, 2, 4)}, "multi_grid does not apply"),
+        ({"backbone": "resnet_50", "padding": "fixed"}, "padding and low_level apply to"),
+        ({"backbone": "xception_65", "dilation_start": "at"}, "dilation_start 'at' does not"),
+        ({"name": "v2", "atrous_rates": None}, "v2 sums one classifier a rate"),
+        ({"context": "aspp2"}, "context 'aspp2'"),
         ({"dtype": "float8"}, "dtype 'float8'"),
     ],
 )
@@ -218,3 +228,36 @@ def test_build_gives_a_flax_module_that_can_be_a_jit_argument():
     assert hash(a) == hash(a)
     assert a == a
     assert isinstance(hash(b), int)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (33, 50), (97, 65)])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"name": "v3plus", "backbone": "resnet_50_beta", "multi_grid": (1, 2, 4)},
+        {"name": "v3plus", "backbone": "resnet_101", "image_pooling": False},
+        {"name": "v3plus", "backbone": "mobilenet_v3_small_seg", "context": "lraspp"},
+        {"name": "v3plus", "backbone": "xception_41", "context": "dpc"},
+    ],
+    ids=lambda k: k["backbone"],
+)
+def test_logits_of_every_family_have_the_decoders_stride(keywords, stride, size):
+    module = models.build(num_classes=4, output_stride=stride, **keywords)
+    logits = jax.eval_shape(
+        lambda: module.init_with_output(jax.random.key(0), jnp.zeros((2, *size, 3)))[0]
+    )
+    assert logits.shape == (2, *(-(-n // 4) for n in size), 4)
+
+
+@pytest.mark.parametrize("name", ["v2", "fcn"])
+def test_v2_and_fcn_answer_at_the_output_stride(name):
+    module = models.build(name, "mobilenet_v2", 4, width_multiplier=0.25, output_stride=8)
+    logits = jax.eval_shape(
+        lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, 65, 97, 3)))[0]
+    )
+    assert logits.shape == (1, 9, 13, 4)
+
+
+def test_the_configuration_has_every_keyword_of_build():
+    assert set(common.base().model) == set(inspect.signature(models.build).parameters)

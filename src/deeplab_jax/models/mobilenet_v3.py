@@ -2,6 +2,9 @@
 
 The `_seg` variants are those of the paper's Sec. 6.4 and of the official code: the channels of
 the last blocks halved.
+
+Squeeze-excite averages over all positions, so at another output stride these features are close to
+the same, not the same.
 """
 
 from collections.abc import Callable
