@@ -515,7 +515,7 @@ def tensors(torch, arrays=ARRAYS):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("ending", ["pth", "pt", "bin", "ckpt"])
+@pytest.mark.parametrize("ending", ["pth", "pth.tar", "pt", "bin", "ckpt"])
 def test_torch_gives_back_its_arrays(tmp_path, torch, zipped, ending):
     state = tensors(torch)
     state["brain"] = torch.arange(6).reshape(2, 3).to(torch.bfloat16)

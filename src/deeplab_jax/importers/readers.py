@@ -25,7 +25,7 @@ from deeplab_jax.errors import WeightsError, first_few
 from deeplab_jax.importers import tf_bundle
 
 FORMATS = (
-    "Read are .npz, .safetensors, PyTorch's .pth .pt .bin .ckpt, and TensorFlow V2 checkpoints: "
+    "Read are .npz, .safetensors, PyTorch's .pth .pth.tar .pt .bin .ckpt, and TensorFlow V2 checkpoints: "
     "PREFIX or PREFIX.index, or a folder with a `checkpoint` file"
 )
 
@@ -136,7 +136,9 @@ def _entries(path: Path) -> Iterator[_Entry]:
             f"{path}: a TensorFlow V1 checkpoint (all in one file), which is not read here; save "
             "it again as V2 and give its PREFIX.index"
         )
-    if path.suffix in (".pth", ".pt", ".bin", ".ckpt"):
+    # x.pth.tar is the habit of a generation of PyTorch trainers; no tar has anything to do with it.
+    name = path.name.removesuffix(".tar")
+    if name.endswith((".pth", ".pt", ".bin", ".ckpt")):
         return _torch(path, start)
     if path.suffix in (".meta", ".pb"):
         raise WeightsError(
