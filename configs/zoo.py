@@ -102,7 +102,7 @@ def get_config(preset: str = ""):
     if preset not in VARIANTS:
         if not preset or not any(Path(preset).parent.glob(f"{Path(preset).name}*")):
             raise ValueError(
-                f"no published model and no weight file {preset!r}; there are: {', '.join(VARIANTS)}"
+                f"no published model and no weight file {preset!r}; models: {', '.join(VARIANTS)}"
             )
         return _of_file(config, preset)
     model, data, output_stride, scales = VARIANTS[preset]

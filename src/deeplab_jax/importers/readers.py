@@ -25,8 +25,8 @@ from deeplab_jax.errors import WeightsError, first_few
 from deeplab_jax.importers import tf_bundle
 
 FORMATS = (
-    "Read are .npz, .safetensors, PyTorch's .pth .pth.tar .pt .bin .ckpt, and TensorFlow V2 checkpoints: "
-    "PREFIX or PREFIX.index, or a folder with a `checkpoint` file"
+    "Read are .npz, .safetensors, PyTorch's .pth .pth.tar .pt .bin .ckpt, and TensorFlow V2 "
+    "checkpoints: PREFIX or PREFIX.index, or a folder with a `checkpoint` file"
 )
 
 # By name, as numpy, torch and TensorFlow agree on them.
