@@ -20,8 +20,10 @@ mirrored images. Instead of a name, a path: `configs/zoo.py:WEIGHTS` takes any f
 | xception65_cityscapes_trainfine        | 16 | 0.75..1.25    | 78.79, _ms 80.42 val   |
 | xception71_dpc_cityscapes_trainfine    | 16 |               | 80.31 val              |
 | xception71_dpc_cityscapes_trainval     | 8  | 0.75..2       | _ms 82.66 test         |
-| mobilenetv2_ade20k_train               | 16 |               | 32.04 val              |
-| xception65_ade20k_train                | 8  | 0.5..1.75     | _ms 45.65 val          |
+| mobilenetv2_ade20k_train               | 16 |               | 32.04 val, resized     |
+| xception65_ade20k_train                | 8  | 0.5..1.75     | _ms 45.65 val, resized |
+
+"resized": the zoo evaluated ADE20K with images resized to 257 or 513 px; here they keep their size.
 """
 
 from pathlib import Path
@@ -100,11 +102,12 @@ VARIANTS = {
 def get_config(preset: str = ""):
     config = common.base()
     if preset not in VARIANTS:
-        if not preset or not any(Path(preset).parent.glob(f"{Path(preset).name}*")):
+        path = Path(preset).expanduser()
+        if not preset or not (path.exists() or path.with_name(f"{path.name}.index").exists()):
             raise ValueError(
                 f"no published model and no weight file {preset!r}; models: {', '.join(VARIANTS)}"
             )
-        return _of_file(config, preset)
+        return _of_file(config, str(path))
     model, data, output_stride, scales = VARIANTS[preset]
     data(config)
     # The model first: a dataset sets the classes, these weights' atrous rates are their own.
@@ -121,6 +124,9 @@ def _of_file(config, path: str):
     found = importers.identify(path)
     if found.trunk:
         raise ValueError(f"{path} is {found.layout}: no model to evaluate; use it as init_from")
+    unknown = found.model.keys() - set(config.model)
+    if unknown:
+        raise ValueError(f"{path}: its header has unknown keywords: {', '.join(sorted(unknown))}")
     common.voc(config) if found.model["num_classes"] == 21 else common.folder(config)
     config.eval.crop_size = None
     config.model.update(found.model)

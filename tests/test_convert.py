@@ -270,12 +270,52 @@ def test_import_says_what_it_cannot_do(imported, foreign, tmp_path):
     folder, _ = imported
     with pytest.raises(ConfigError, match="--input"):
         main.run(None, "import", tmp_path)
-    with pytest.raises(ConfigError, match="holds checkpoints already"):
+    with pytest.raises(ConfigError, match=r"holds model\.safetensors, .* already"):
         main.run(None, "import", folder, str(foreign))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("my own words")
+    with pytest.raises(ConfigError, match=r"holds README\.md already"):
+        main.run(None, "import", tmp_path / "mine", str(foreign))
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["README.md"]
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        main.run(None, "import", tmp_path / "file", str(foreign))
     config = configuration.load(f"{ZOO}:{foreign}", {"model.num_classes": 5})
     with pytest.raises(WeightsError, match="another number of classes"):
         main.run(config, "import", tmp_path, str(foreign))
     assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"model": []}, 4),
+        ({"model": {"name": "v3"}}, 4),
+        ({"data": {"normalization": "bogus"}}, 4),
+        ({"model": {"name": "v3", "backbone": "mobilenet_v2", "num_classes": 3, "colour": 1}}, 4),
+        ({"model": {"name": "v3", "backbone": "mobilenet_v9", "num_classes": 3}}, 4),
+    ],
+)
+def test_untrue_headers_of_our_own_files_end_with_4(imported, change, code, tmp_path):
+    folder, _ = imported
+    arrays = safetensors.numpy.load_file(folder / "model.safetensors")
+    description = json.loads((folder / "config.json").read_text()) | change
+    path = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file(arrays, path, {importers.HEADER: json.dumps(description)})
+    done = run("--mode=import", f"--input={path}", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_workdir_of_other_weights_is_not_taken_for_these(
+    imported, foreign, data_folder, tmp_path
+):
+    folder, _ = imported
+    config = configuration.load(f"{ZOO}:{foreign}", tiny(data_folder))
+    config.init_from = str(tmp_path / "other.npz")
+    with pytest.raises(ConfigError, match="holds a checkpoint that came from"):
+        main.run(config, "eval", folder)
 
 
 def test_count_prints_and_writes_any_configuration(tmp_path):

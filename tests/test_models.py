@@ -214,6 +214,8 @@ def test_bfloat16_keeps_parameters_and_statistics_float32():
         ({"backbone": "xception_65", "dilation_start": "at"}, "dilation_start 'at' does not"),
         ({"name": "v2", "atrous_rates": None}, "v2 sums one classifier a rate"),
         ({"context": "aspp2"}, "context 'aspp2'"),
+        ({"name": "v3", "context": "lraspp"}, "context 'lraspp' is v3plus"),
+        ({"output_stride": 8, "decoder_output_stride": 16}, "decoder_output_stride 16 is coarser"),
         ({"dtype": "float8"}, "dtype 'float8'"),
     ],
 )

@@ -71,3 +71,20 @@ def test_a_mirrored_image_gives_mirrored_labels(half):
     assert len(np.unique(labels)) > 1
     plain = predict(module, variables, image, crop_size=(65, 97))
     assert (labels != plain).any()
+
+
+@pytest.mark.parametrize("size", [(95, 61), (190, 150), (65, 65)])
+def test_small_logits_at_small_scales_are_upsampled_as_the_whole_images(size, half):
+    """Two or three samples a side: their size cannot be guessed from a stride."""
+    module, variables = half
+    labels = label_maps(
+        module,
+        variables,
+        image_of(size),
+        normalization="zero_mean",
+        align_corners=True,
+        eval_scales=(0.25, 0.5),
+        add_flipped_images=True,
+    )
+    assert labels.shape == (1, *size)
+    assert len(np.unique(labels)) > 1

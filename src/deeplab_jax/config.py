@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from deeplab_jax import ops
 from deeplab_jax.errors import ConfigError, did_you_mean
 from deeplab_jax.runtime import finite
 
@@ -119,7 +120,7 @@ def eval_model(config: Mapping[str, Any]) -> dict[str, Any]:
     model |= override
     rates = model["atrous_rates"]
     if "atrous_rates" not in override and rates and not isinstance(rates, str):
-        model["atrous_rates"] = tuple(max(1, r * old // model["output_stride"]) for r in rates)
+        model["atrous_rates"] = ops.default_atrous_rates(model["output_stride"], rates, at=old)
     return model
 
 

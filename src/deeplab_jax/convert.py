@@ -10,6 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 from deeplab_jax import checkpoint, counting, importers, models, runtime
+from deeplab_jax.data.transforms import NORMALIZATIONS
 from deeplab_jax.errors import ConfigError, WeightsError
 from deeplab_jax.importers import WEIGHTS
 
@@ -33,21 +34,28 @@ def convert(source: Path, folder: Path, model: dict[str, Any] | None, normalizat
       WeightsError: the file cannot be read, belongs to no known layout or is a backbone alone.
       ConfigError: the folder is taken, or the keywords are impossible.
     """
-    if checkpoint.latest_step(folder) is not None:
-        raise ConfigError(f"{folder} holds checkpoints already; choose another --output")
+    taken = [
+        n for n in (WEIGHTS, CONFIG, CARD, MAPPING, checkpoint.FOLDER) if (folder / n).exists()
+    ]
+    if taken:
+        raise ConfigError(f"{folder} holds {', '.join(taken)} already; choose another --output")
     found = importers.identify(source)
     runtime.say(f"{source}: {found.layout}")
     if found.trunk:
         raise WeightsError(
             f"{source}: a backbone alone, nothing to evaluate; train from it with "
-            f"--config.init_from={source}. {found.note}"
+            f"--config.init_from={source}. {found.note}".strip()
         )
     keywords = dict(found.model if model is None else model)
     data = {"normalization": normalization or found.normalization}
     try:
         module = models.build(**keywords)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"model: {error}") from error
+        if model is None:
+            raise WeightsError(f"{source}: {found.layout}, but {error}") from error
+        raise ConfigError(f"config.model: {error}") from error
+    if data["normalization"] not in NORMALIZATIONS:
+        raise WeightsError(f"{source}: its normalization {data['normalization']!r} is unknown")
     target = jax.eval_shape(
         lambda: module.init(jax.random.key(0), np.zeros((1, 65, 65, 3), np.float32))
     )
@@ -59,7 +67,12 @@ def convert(source: Path, folder: Path, model: dict[str, Any] | None, normalizat
             f"{keywords['num_classes']}; import it as it is, then train from it with "
             "--config.init_from"
         )
-    description = {"model": keywords, "data": data, "source": found.layout}
+    description = {
+        "model": keywords,
+        "data": data,
+        "source": found.layout,
+        "init_from": str(source),
+    }
 
     folder.mkdir(parents=True, exist_ok=True)
     export(folder / WEIGHTS, variables, description)

@@ -86,11 +86,11 @@ def count_scales(
     scales: Sequence[float] = (1.0,),
     flips: bool = False,
     convention: str = "exact",
-    channels: int = 3,
+    align_corners: bool = True,
 ) -> int:
     """Multiply-adds of an image seen at several scales, and mirrored at each with `flips`."""
-    sizes = [ops.scaled_size(size, scale, align_corners=True) for scale in scales]
-    total = sum(count(module, at, convention, channels)["multiply_adds"] for at in sizes)
+    sizes = [ops.scaled_size(size, scale, align_corners) for scale in scales]
+    total = sum(count(module, at, convention)["multiply_adds"] for at in sizes)
     return total * (2 if flips else 1)
 
 
@@ -129,14 +129,10 @@ def _owned(parameters: dict[tuple[str, ...], int], paths: set[tuple[str, ...]]) 
 def _multiply_adds(conv: ops.Convolution, convention: str) -> int:
     batch, height, width, features = conv.y
     if convention == "tf_space_to_batch" and conv.groups == 1:
-        rows, columns = _pair(conv.rate)
+        rows, columns = ops.pair(conv.rate)
         height, width = -(-height // rows) * rows, -(-width // columns) * columns
     taps = conv.kernel[0] * conv.kernel[1] * (conv.x[-1] // conv.groups)
     return batch * height * width * taps * features
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 # --- for people ------------------------------------------------------------------------------

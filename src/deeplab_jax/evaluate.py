@@ -102,7 +102,7 @@ def evaluate(
                 runtime.shard_batch(images, mesh),
                 normalization=data["normalization"],
                 align_corners=config["model"]["align_corners"],
-                eval_scales=tuple(config["eval"]["eval_scales"]),
+                eval_scales=config["eval"]["eval_scales"],
                 add_flipped_images=config["eval"]["add_flipped_images"],
             )
             for pred, example in zip(np.asarray(preds), examples):

@@ -78,6 +78,9 @@ def run(config, mode: str, workdir: Path, input: str | None = None, output: Path
         )
     if config is not None:
         configuration.check(config)
+    for folder in (workdir, output):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file; --workdir and --output name folders")
     if mode == "predict":
         return _predict(config, workdir, input, output)
     if mode == "import":
@@ -228,7 +231,7 @@ def _import(config, input: str | None, output: Path):
     model = normalization = None
     if config is not None:
         model, normalization = dict(config.model), config.data.normalization
-    convert.convert(Path(input), output, model, normalization)
+    convert.convert(Path(input).expanduser(), output, model, normalization)
 
 
 def _count(config, workdir: Path | None):
@@ -241,7 +244,9 @@ def _count(config, workdir: Path | None):
     evaluation = f"{size[0]}x{size[1]}, scales {tuple(scales)}" + (", mirrored" if flips else "")
     result["evaluation"] = {"scales": list(scales), "flips": flips, "size": list(size)}
     for convention in counting.CONVENTIONS:
-        total = counting.count_scales(module, size, scales, flips, convention)
+        total = counting.count_scales(
+            module, size, scales, flips, convention, config.model.align_corners
+        )
         result["evaluation"][convention] = total
         runtime.say(f"{convention}: {total / 1e9:.2f} G multiply-adds at {evaluation}")
     if workdir:
@@ -254,7 +259,7 @@ def _build(config):
     try:
         normalization(config.data.normalization)
         return models.build(**config.model), models.build(**configuration.eval_model(config))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"config.model: {error}") from error
 
 
@@ -262,6 +267,7 @@ def _trained(config, workdir: Path, module, channels: int):
     """(variables, step): of the workdir's newest checkpoint, else of `init_from`."""
     like = jax.eval_shape(lambda: training.init_variables(module, 0, channels))
     if checkpoint.latest_step(workdir) is not None:
+        _check_start(config, workdir)
         variables, step = checkpoint.load_variables(workdir, like)
         runtime.say(f"weights: {workdir}, step {step}")
         return variables, step
@@ -270,7 +276,22 @@ def _trained(config, workdir: Path, module, channels: int):
     return _load(config.init_from, like), 0
 
 
+def _check_start(config, workdir: Path) -> None:
+    """Raises ConfigError if `init_from` names other weights than this workdir's came from."""
+    try:
+        start = json.loads((workdir / "config.json").read_text())["init_from"]
+    except (OSError, ValueError, KeyError):
+        return  # not written by this version: nothing to compare with
+    wanted = config.init_from
+    if wanted and wanted != start and Path(wanted).resolve() != workdir.resolve():
+        raise ConfigError(
+            f"{workdir} holds a checkpoint that came from {start or 'no weights'}, not from "
+            f"init_from={wanted}; use another --workdir, or leave init_from out"
+        )
+
+
 def _load(init_from: str, target):
+    init_from = str(Path(init_from).expanduser())
     if checkpoint.latest_step(Path(init_from)) is not None:
         saved, step = checkpoint.read_variables(Path(init_from))
         source = {"/".join(path): array for path, array in flatten_dict(saved).items()}
@@ -361,9 +382,9 @@ def main() -> int:
         run(
             FLAGS.config,
             FLAGS.mode,
-            Path(FLAGS.workdir) if FLAGS.workdir else None,
+            Path(FLAGS.workdir).expanduser() if FLAGS.workdir else None,
             FLAGS.input,
-            Path(FLAGS.output) if FLAGS.output else None,
+            Path(FLAGS.output).expanduser() if FLAGS.output else None,
         )
     except UserError as error:
         if "--debug" in argv:

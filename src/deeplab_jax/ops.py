@@ -88,7 +88,7 @@ def same_padding(
     even-sized images are shifted by half a pixel against `fixed_padding`.
     """
     pads = []
-    for n, k, r in zip(size, kernel, _pair(rate)):
+    for n, k, r in zip(size, kernel, pair(rate)):
         k = k + (k - 1) * (r - 1)
         total = max((-(-n // stride) - 1) * stride + k - n, 0)
         pads.append((total // 2, total - total // 2))
@@ -101,11 +101,12 @@ def fixed_padding(kernel: tuple[int, int], rate: Rate = 1) -> Padding:
     What Xception and ResNet of the official code do at stride 2 (and PyTorch everywhere, for
     odd kernels): the sampling grid starts at pixel 0 at any size.
     """
-    totals = [(k - 1) * r for k, r in zip(kernel, _pair(rate))]
+    totals = [(k - 1) * r for k, r in zip(kernel, pair(rate))]
     return tuple((t // 2, t - t // 2) for t in totals)
 
 
-def _pair(rate: Rate) -> tuple[int, int]:
+def pair(rate: Rate) -> tuple[int, int]:
+    """A rate as (height, width)."""
     return (rate, rate) if isinstance(rate, int) else tuple(rate)
 
 
@@ -165,7 +166,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, rate: Rate, padding: Pa
         kernel,
         window_strides=(stride, stride),
         padding=padding,
-        rhs_dilation=_pair(rate),
+        rhs_dilation=pair(rate),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
@@ -204,7 +205,7 @@ def depthwise_conv2d(
     On CPU it is a sum of shifted products with a gradient of its own: XLA's grouped convolution
     is 10 to 40 times slower there. Other platforms take the grouped convolution.
     """
-    return _depthwise(x, kernel, stride, _pair(rate), padding)
+    return _depthwise(x, kernel, stride, pair(rate), padding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -245,7 +246,7 @@ def depthwise_native(x, kernel, stride, rate, padding):
         kernel[:, :, None, :],
         window_strides=(stride, stride),
         padding=padding,
-        rhs_dilation=_pair(rate),
+        rhs_dilation=pair(rate),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )

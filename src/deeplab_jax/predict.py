@@ -1,7 +1,6 @@
 """From images to label maps: the one place where logits become labels."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,12 +25,6 @@ def normalize(images: jax.Array, name: str) -> jax.Array:
     return x
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "module", "normalization", "align_corners", "eval_scales", "add_flipped_images",
-    ),
-)  # fmt: skip
 def label_maps(
     module: nn.Module,
     variables: Any,
@@ -39,7 +32,7 @@ def label_maps(
     *,
     normalization: str,
     align_corners: bool,
-    eval_scales: tuple[float, ...] = (1.0,),
+    eval_scales: Sequence[float] = (1.0,),
     add_flipped_images: bool = False,
 ) -> jax.Array:
     """Padded images [B, H, W, C] in 0..255 → labels [B, H, W] uint8 (int32 past 256 classes).
@@ -47,37 +40,48 @@ def label_maps(
     The logits, not the labels, are upsampled to the image ([V2] Sec. 3.1). With several scales or
     mirrored images the answer is the class of the highest mean probability ([V3] Sec. 4.1).
     """
-    logits = functools.partial(
-        _logits, module, variables, normalization=normalization, align_corners=align_corners
-    )
+    options = {"normalization": normalization, "align_corners": align_corners}
     if tuple(eval_scales) == (1.0,) and not add_flipped_images:
-        answer = logits(images, 1.0)
-    else:
-        answer = sum(
-            jax.nn.softmax(logits(images, scale, mirror), axis=-1)
-            for scale in eval_scales
-            for mirror in ((False, True) if add_flipped_images else (False,))
-        )
-    return jnp.argmax(answer, axis=-1).astype(jnp.uint8 if answer.shape[-1] <= 256 else jnp.int32)
+        return _labels(module, variables, images, **options)
+    total = 0.0
+    for scale in eval_scales:
+        # A program a scale, not one of them all: twelve full-size maps would live in that.
+        seen = functools.partial(_probabilities, module, variables, scale=scale, **options)
+        total = total + seen(images)
+        if add_flipped_images:
+            total = total + seen(images[:, :, ::-1])[:, :, ::-1]
+    return _argmax(total)
 
 
-def _logits(module, variables, images, scale, mirror=False, *, normalization, align_corners):
-    """Logits [B, H, W, C] of the images seen at `scale` and mirrored, back in their own frame."""
-    size = images.shape[1:3]
-    scaled = ops.resize_bilinear(
-        images.astype(jnp.float32), ops.scaled_size(size, scale, align_corners), align_corners
-    )
-    outputs = module.apply(
-        variables, normalize(scaled[:, :, ::-1] if mirror else scaled, normalization)
-    )
-    logits = outputs["logits"] if isinstance(outputs, dict) else outputs
-    if mirror:
-        logits = logits[:, :, ::-1]
+def _argmax(scores: jax.Array) -> jax.Array:
+    return jnp.argmax(scores, axis=-1).astype(jnp.uint8 if scores.shape[-1] <= 256 else jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "normalization", "align_corners"))
+def _labels(module, variables, images, normalization, align_corners):
+    return _argmax(_logits(module, variables, images, normalization, align_corners))
+
+
+@functools.partial(jax.jit, static_argnames=("module", "normalization", "align_corners", "scale"))
+def _probabilities(module, variables, images, normalization, align_corners, scale):
+    logits = _logits(module, variables, images, normalization, align_corners, scale)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def _logits(module, variables, images, normalization, align_corners, scale=1.0):
+    """Logits [B, H, W, C] of the images seen at `scale`, at the images' size."""
+
+    def forward(images):
+        outputs = module.apply(variables, normalize(images, normalization))
+        return outputs["logits"] if isinstance(outputs, dict) else outputs
+
+    images, size = images.astype(jnp.float32), images.shape[1:3]
+    scaled = ops.scaled_size(size, scale, align_corners)
+    logits = forward(ops.resize_bilinear(images, scaled, align_corners))
     if scale < 1 and align_corners:
         # The official code's detour: first to the size that logits of the whole image have.
-        sides = (max(max(array.shape[1:3]) - 1, 1) for array in (scaled, logits))
-        stride = 2 ** round(math.log2(next(sides) / next(sides)))
-        logits = ops.resize_bilinear(logits, ops.scaled_size(size, 1 / stride, True), True)
+        whole = jax.eval_shape(forward, images).shape[1:3]
+        logits = ops.resize_bilinear(logits, whole, align_corners)
     return ops.resize_bilinear(logits, size, align_corners)
 
 
@@ -122,7 +126,7 @@ def predict(
         padded[None],
         normalization=normalization,
         align_corners=align_corners,
-        eval_scales=tuple(eval_scales),
+        eval_scales=eval_scales,
         add_flipped_images=add_flipped_images,
     )
     return np.asarray(labels[0, :height, :width])

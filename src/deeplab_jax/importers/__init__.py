@@ -126,8 +126,9 @@ def load(
 def infer(source: Source, **overrides: Any) -> dict[str, Any]:
     """The keywords of `models.build` for a file: backbone, head, classes and widths.
 
-    They are read from names and shapes. What those cannot tell (output_stride, atrous_rates,
-    multi_grid, align_corners) is the source's published default, unless overridden here.
+    They are read from names and shapes; a trunk's lack `num_classes`. What those cannot tell
+    (output_stride, atrous_rates, multi_grid, align_corners) is the source's published default,
+    unless overridden here.
 
     Raises:
       WeightsError: unreadable file or unknown layout.
@@ -143,7 +144,7 @@ def identify(source: Source) -> Identity:
     """
     name, weights = _open(source)
     layout = _detect(weights, name)
-    if layout is ours.LAYOUT:
+    if layout.infer is None:
         found = ours.description(None if isinstance(source, Mapping) else Path(name))
         normalization = found["data"]["normalization"]
         return Identity(found["source"], found["model"], normalization, trunk=False, note="")
@@ -164,8 +165,9 @@ def identify(source: Source) -> Identity:
 
 def _open(source: Source, name: str = "weights") -> tuple[str, Mapping[str, Any]]:
     if isinstance(source, Mapping):
-        return name, source
-    path = Path(source)
+        return name, {key: value if hasattr(value, "shape") else np.asarray(value)
+                      for key, value in source.items()}  # fmt: skip
+    path = Path(source).expanduser()
     if (path / WEIGHTS).is_file():  # a folder that `--mode=import` wrote
         path = path / WEIGHTS
     return str(path), open_weights(path)

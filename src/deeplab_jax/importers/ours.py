@@ -6,7 +6,7 @@ from typing import Any
 
 from deeplab_jax.errors import WeightsError
 from deeplab_jax.importers import readers
-from deeplab_jax.importers.table import Layout, Rule, Shapes
+from deeplab_jax.importers.table import Layout, Rule
 
 HEADER = "deeplab_jax"  # its entry in the file's header describes the model, as JSON
 
@@ -19,28 +19,26 @@ def description(path: Path | None) -> dict[str, Any]:
     """
     try:
         found = json.loads(readers.metadata(path)[HEADER]) if path else None
-        found["model"] = {key: _tuple(value) for key, value in found["model"].items()}
-        found["data"]["normalization"], found["source"]
-    except (KeyError, TypeError, ValueError) as error:
+        model = {key: _tuple(value) for key, value in found["model"].items()}
+        if not {"name", "backbone", "num_classes"} <= model.keys():
+            raise KeyError("num_classes")
+        normalization, source = found["data"]["normalization"], str(found["source"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path or 'weights'}: variables of our own that do not say of which model; build it "
             "with the configuration they were trained with"
         ) from error
-    return found
+    return {"model": model, "data": {"normalization": normalization}, "source": source}
 
 
 def _tuple(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def _infer(shapes: Shapes) -> dict:
-    raise KeyError(HEADER)  # `identify` takes the description
-
-
 LAYOUT = Layout(
     name="deeplab_jax",
     signature=(r"params/backbone/.*",),
     rules=(Rule(r"((?:params|batch_stats)/.*)", r"\1"),),
-    infer=_infer,
+    infer=None,
     normalization="zero_mean",
 )

@@ -46,8 +46,9 @@ class Layout:
       signature: patterns that each match some name of the file, and together only this layout's.
       rules: each foreign key must match exactly one, in full.
       infer: {name: shape} → keywords of `models.build`; what shapes cannot tell is the source's
-        published default.
+        published default. None: the file describes itself.
       normalization: of the images (`config.data.normalization`), or a function of the keywords.
+      absent: patterns that match no name of the file.
       trunk: a backbone alone: leaves outside params/backbone and batch_stats/backbone may stay.
       note: what else these weights need to work, a sentence for people.
       constants: {regular expression of our path: value} for leaves the source does not store.
@@ -56,14 +57,18 @@ class Layout:
     name: str
     signature: tuple[str, ...]
     rules: tuple[Rule, ...]
-    infer: Callable[[Shapes], dict[str, Any]]
+    infer: Callable[[Shapes], dict[str, Any]] | None
     normalization: str | Callable[[Mapping[str, Any]], str]
+    absent: tuple[str, ...] = ()
     trunk: bool = False
     note: str = ""
     constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def matches(self, names) -> bool:
-        return all(any(re.fullmatch(p, name) for name in names) for p in self.signature)
+        def found(pattern):
+            return any(re.fullmatch(pattern, name) for name in names)
+
+        return all(map(found, self.signature)) and not any(map(found, self.absent))
 
     def rename(self, weights: Mapping[str, Any], shapes: Shapes) -> "Renamed":
         """Applies the table to {foreign name: array} for the model's {our path: shape}."""

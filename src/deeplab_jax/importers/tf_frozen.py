@@ -7,7 +7,7 @@ statistics would undo the folding.
 """
 
 from deeplab_jax.importers.table import Layout, Rule, Shapes, same, skip
-from deeplab_jax.importers.tf_slim import depthwise
+from deeplab_jax.importers.tf_slim import depthwise, width_of
 
 # our module : its name in the graph
 _MODULES = {
@@ -36,7 +36,7 @@ def _infer(shapes: Shapes) -> dict:
         "atrous_rates": None,
         "separable": False,
         "align_corners": True,
-        "width_multiplier": shapes["MobilenetV2/Conv/Conv2D/merged_input"][-1] / 32,
+        "width_multiplier": width_of(shapes, "Conv2D/merged_input"),
         "aspp_channels": shapes["concat_projection/Conv2D/merged_input"][-1],
     }
 

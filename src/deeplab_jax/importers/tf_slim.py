@@ -2,6 +2,7 @@
 
 import re
 
+from deeplab_jax.errors import WeightsError
 from deeplab_jax.importers.table import Layout, Rule, Shapes, same, skip
 
 
@@ -43,7 +44,8 @@ ASPP = {
     r"meta_architecture/branch(\d)_(depthwise|pointwise)": r"cell/branch\1/\2",
     r"meta_architecture/concat_projection": r"cell/projection",
     r"decoder/feature_projection0": r"decoder/low_level",
-    r"decoder/decoder_conv(\d)": r"decoder/conv\1",
+    r"decoder/decoder_conv0/decoder_conv0_1": r"decoder/conv0",  # dense, named by slim.repeat
+    r"decoder/decoder_conv0/decoder_conv0_2": r"decoder/conv1",
     r"decoder/decoder_conv(\d)_(depthwise|pointwise)": r"decoder/conv\1/\2",
     r"logits/semantic": r"logits",
 }
@@ -92,14 +94,9 @@ def _infer(shapes: Shapes) -> dict:
     found = {"backbone": _backbone(scope, shapes), "output_stride": 16, "align_corners": True}
     if scope.startswith("Mobilenet"):
         if scope == "MobilenetV2":
-            found["width_multiplier"] = _width(shapes)
+            found["width_multiplier"] = width_of(shapes)
         else:
             found["output_stride"] = 32
-    if "logits/semantic_1/weights" in shapes:
-        rates = sum(bool(re.fullmatch(r"logits/semantic(_\d)?/weights", n)) for n in shapes)
-        classes = shapes["logits/semantic/weights"][-1]
-        found |= {"name": "v2", "num_classes": classes, "output_stride": 8}
-        return found | {"atrous_rates": tuple(6 * (i + 1) for i in range(rates))}
     if scope.startswith("resnet"):
         found["multi_grid"] = (1, 2, 4)  # of the published checkpoints
     if "image_pooling/biases" in shapes:
@@ -108,7 +105,7 @@ def _infer(shapes: Shapes) -> dict:
             "context": "lraspp",
             "atrous_rates": None,
             "aspp_channels": shapes["aspp0/weights"][-1],
-            "decoder_output_stride": 8,
+            "decoder_output_stride": _decoder_stride(found, shapes),
             "num_classes": shapes["decoder/decoder_conv0/weights"][-1],
             "image_pooling_crop_size": (769, 769),
             "image_pooling_stride": (4, 5),
@@ -119,25 +116,47 @@ def _infer(shapes: Shapes) -> dict:
     if "meta_architecture/concat_projection/weights" in shapes:
         found |= {"context": "dpc", "atrous_rates": None}
         found["aspp_channels"] = shapes["meta_architecture/concat_projection/weights"][-1]
-    elif "aspp0/weights" in shapes:
+    elif "logits/semantic/weights" in shapes:
         found["image_pooling"] = "image_pooling/weights" in shapes
         found["aspp_channels"] = shapes["aspp0/weights"][-1]
         found["separable"] = "aspp1_depthwise/depthwise_weights" in shapes
         if not found["separable"] and "aspp1/weights" not in shapes:
             found["atrous_rates"] = None
     if "decoder/feature_projection0/weights" in shapes:
-        decoder = "decoder/decoder_conv{}_pointwise/weights"
-        separable = decoder.format(0) in shapes
-        decoder = decoder if separable else "decoder/decoder_conv{}/weights"
+        dense = [f"decoder/decoder_conv0/decoder_conv0_{i}/weights" for i in (1, 2)]
+        separable = dense[0] not in shapes
+        convs = (
+            [f"decoder/decoder_conv{i}_pointwise/weights" for i in (0, 1)] if separable else dense
+        )
         found |= {
             "name": "v3plus",
             "decoder_output_stride": _decoder_stride(found, shapes),
             "low_level_channels": shapes["decoder/feature_projection0/weights"][-1],
-            "decoder_channels": shapes[decoder.format(0)][-1],
-            "decoder_convs": sum(decoder.format(i) in shapes for i in range(9)),
+            "decoder_channels": shapes[convs[0]][-1],
+            "decoder_convs": sum(name in shapes for name in convs),
             "decoder_separable": separable,
         }
     return found
+
+
+def _infer_v2(shapes: Shapes) -> dict:
+    """One classifier a rate, right on the backbone."""
+    kernels = [n for n in shapes if re.fullmatch(r"logits/semantic(_\d)?/weights", n)]
+    height, width, _, classes = shapes["logits/semantic/weights"]
+    if (height, width) != (3, 3):
+        raise WeightsError(
+            f"its classifier is {height}x{width} right on the backbone, which no model here has"
+        )
+    scope = next(name.split("/")[0] for name in shapes if re.match(_SCOPES, name))
+    return {
+        "name": "v2",
+        "backbone": _backbone(scope, shapes),
+        "num_classes": classes,
+        "output_stride": 8,
+        # One classifier is LargeFOV's ([V2] Sec. 4.1.2).
+        "atrous_rates": (12,) if len(kernels) == 1 else (6, 12, 18, 24)[: len(kernels)],
+        "align_corners": True,
+    } | ({"width_multiplier": width_of(shapes)} if scope == "MobilenetV2" else {})
 
 
 _SCOPES = r"(xception_\d+|resnet_v1_\d+|MobilenetV[23])/"
@@ -152,6 +171,8 @@ def _backbone(scope: str, shapes: Shapes) -> str:
         seg = "" if shapes["MobilenetV3/Conv_1/weights"][-1] == full else "_seg"
         return f"mobilenet_v3_{size}{seg}"
     if scope.startswith("resnet"):
+        if scope not in ("resnet_v1_50", "resnet_v1_101"):
+            raise WeightsError(f"its backbone is {scope}; known are resnet_v1_50 and resnet_v1_101")
         beta = f"{scope}/conv1_1/weights" in shapes
         return scope.replace("resnet_v1", "resnet") + ("_beta" if beta else "_slim")
     return scope
@@ -161,22 +182,27 @@ def _backbone(scope: str, shapes: Shapes) -> str:
 _LOW_LEVEL = {
     "xception": (256, 728, 1024),
     "resnet": (256, 512, 1024),
-    "mobilenet": (144, 192, 576),
+    "mobilenet_v2": (144, 192, 576),
+    "mobilenet_v3_large": (72, 120, 672),
+    "mobilenet_v3_small": (16, 72, 144),
 }
 
 
 def _decoder_stride(found: dict, shapes: Shapes) -> int:
     """The stride whose tap has about as many channels as the decoder reads."""
     channels = shapes["decoder/feature_projection0/weights"][2]
-    taps = _LOW_LEVEL[found["backbone"].split("_")[0]]
+    taps = next(taps for name, taps in _LOW_LEVEL.items() if found["backbone"].startswith(name))
     wide = channels / found.get("width_multiplier", 1)
     return (4, 8, 16)[min(range(3), key=lambda i: abs(taps[i] - wide))]
 
 
-def _width(shapes: Shapes) -> float:
-    """The multiplier whose rounded widths are the stem's and the last block's."""
-    stem = shapes["MobilenetV2/Conv/weights"][-1]
-    last = shapes["MobilenetV2/expanded_conv_16/project/weights"][-1]
+def width_of(shapes: Shapes, kernel: str = "weights") -> float:
+    """The MobileNetV2 multiplier whose rounded widths are the stem's and the last block's.
+
+    `kernel` is the last part of a convolution's name.
+    """
+    stem = shapes[f"MobilenetV2/Conv/{kernel}"][-1]
+    last = shapes[f"MobilenetV2/expanded_conv_16/project/{kernel}"][-1]
     widths = [w / 100 for w in range(10, 201, 5)]
     fitting = [w for w in widths if (int(32 * w + 0.5), int(320 * w + 0.5)) == (stem, last)]
     return fitting[0] if fitting else last / 320
@@ -187,13 +213,15 @@ def _normalization(keywords) -> str:
 
 
 _COMMON = {"infer": _infer, "normalization": _normalization}
+_CONTEXT = (r"concat_projection/.*", r"meta_architecture/.*", r"aspp0/.*")
 _HEAD = r"logits/semantic/weights"
 LAYOUTS = (
     Layout(
         name="TensorFlow DeepLabv2-style sum of classifiers",
-        signature=(_SCOPES + ".*", r"logits/semantic_1/weights"),
+        signature=(_SCOPES + r".*/BatchNorm/moving_mean", _HEAD),
+        absent=_CONTEXT,
         rules=_rules(V2),
-        **_COMMON,
+        **_COMMON | {"infer": _infer_v2},
     ),
     Layout(
         name="TensorFlow DeepLab",

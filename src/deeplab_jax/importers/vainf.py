@@ -121,7 +121,7 @@ def _layouts():
         ("DeepLabv3+", r"classifier\.aspp\.", _v3plus),
     )
     trunks = (
-        ("ResNet", r"backbone\.conv1\.weight", _RESNET),
+        ("ResNet", r"backbone\.layer4\.2\.conv3\.weight", _RESNET),
         ("MobileNetV2", r"backbone\.low_level_features\.0\.0\.weight", _MOBILENET),
     )
     for model, head, rules in heads:

@@ -88,8 +88,8 @@ def build(
       depthwise_norm: batch norm and ReLU between the halves of a head's separable convolution.
       aspp_channels: channels of each ASPP branch and of its projection.
       aspp_convs: 3x3 convolutions behind the ASPP's projection (PyTorch's ports: 1).
-      decoder_output_stride: stride of the decoder's low-level features (4, 8 or 16); None is no
-        decoder. v3 has none whatever this says.
+      decoder_output_stride: stride of the decoder's low-level features (4, 8 or 16, at most
+        output_stride); None is no decoder. v3 has none whatever this says.
       decoder_channels, decoder_convs, low_level_channels: of the decoder's 3x3 convolutions, and
         the channels its low-level features are reduced to ([V3+] Tables 1 and 2).
       low_level: where the decoder taps the backbone: "inner", inside the unit that strides next
@@ -124,6 +124,11 @@ def build(
         given = V2_RATES if name == "v2" else V3_RATES
         atrous_rates = ops.default_atrous_rates(output_stride, *given)
     rates = tuple(atrous_rates or ())
+    if name == "v3plus" and (decoder_output_stride or 0) > output_stride:
+        raise ValueError(
+            f"decoder_output_stride {decoder_output_stride} is coarser than the features, which "
+            f"have output_stride {output_stride}"
+        )
 
     family = backbone.split("_")[0]
     decay, epsilon = BACKBONE_NORM[family]
@@ -156,8 +161,10 @@ def build(
     elif name == "fcn":
         network = FCN(encoder, common["norm"], num_classes, common["dtype"])
     elif context == "lraspp":
-        if decoder_output_stride is None:
-            raise ValueError("context 'lraspp' needs a decoder_output_stride")
+        if name != "v3plus" or decoder_output_stride is None or not image_pooling:
+            raise ValueError(
+                "context 'lraspp' is v3plus with a decoder_output_stride and image_pooling"
+            )
         network = LRASPP(
             encoder,
             features=aspp_channels,
@@ -239,7 +246,7 @@ def _encoder(
             padding=padding,
             low_level=low_level or "inner",
             dilation_start=dilation_start or "after",
-            gate_slope=0.16667 if padding == "same" else 1 / 6,  # TensorFlow's code, PyTorch's
+            gate_slope=mobilenet_v3.TF_GATE_SLOPE if padding == "same" else 1 / 6,
             **common,
         )
     grid = tuple(multi_grid or (1, 1, 1))

@@ -103,7 +103,7 @@ class DensePredictionCell(nn.Module):
         common = {"norm": self.norm, "dtype": self.dtype}
         branches = []
         for i, (source, rates) in enumerate(DENSE_PREDICTION_CELL):
-            rate = tuple(max(1, r * 16 // self.output_stride) for r in rates)
+            rate = ops.default_atrous_rates(self.output_stride, rates)
             inputs = x if source is None else branches[source]
             branch = SeparableConvBN(self.features, rate=rate, **common, name=f"branch{i}")
             branches.append(branch(inputs, train))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from deeplab_jax import ops
 from deeplab_jax.models.layers import Conv, ConvBN, Logits
-from deeplab_jax.models.mobilenet_v3 import hard_sigmoid
+from deeplab_jax.models.mobilenet_v3 import TF_GATE_SLOPE, hard_sigmoid
 
 
 class LRASPP(nn.Module):
@@ -48,10 +48,9 @@ class LRASPP(nn.Module):
 
         gate = ops.average_pool(x, self.pooling_window, self.pooling_stride)
         gate = Conv(self.features, dtype=self.dtype, name="image_pooling")(gate)
-        gate = hard_sigmoid(gate, 0.16667)  # the official code's sixth
+        gate = hard_sigmoid(gate, TF_GATE_SLOPE)
         gate = ops.resize_bilinear(gate, x.shape[1:3], self.align_corners)
         x = ConvBN(self.features, self.norm, dtype=self.dtype, name="conv1x1")(x, batch_norm) * gate
-        x = nn.Dropout(0.1, deterministic=not train)(x)
 
         x = ops.resize_bilinear(x, low_level.shape[1:3], self.align_corners)
         context = Logits(self.num_classes, name="logits_context")(x)

@@ -102,10 +102,7 @@ class MobileNetV2(nn.Module):
         ]
 
     def _width(self, channels: int) -> int:
-        scaled = channels * self.width_multiplier
-        if self.width_multiplier == 1:
-            return channels
-        return max(1, int(scaled + 0.5))
+        return max(1, int(channels * self.width_multiplier + 0.5))
 
 
 class InvertedResidual(nn.Module):

@@ -18,6 +18,8 @@ from deeplab_jax import ops
 from deeplab_jax.models.layers import Conv, ConvBN, DepthwiseConvBN
 from deeplab_jax.models.mobilenet_v2 import make_divisible
 
+TF_GATE_SLOPE = 0.16667  # where PyTorch and the paper have 1/6
+
 
 class Block(NamedTuple):
     """One row of the paper's Tables 1 and 2."""
@@ -87,7 +89,7 @@ class MobileNetV3(nn.Module):
       output_stride: 8, 16 or 32.
       norm: makes a batch norm.
       padding: "same" as in TensorFlow, or "fixed" for weights trained in PyTorch.
-      gate_slope: of the squeeze-excite gates: TensorFlow's code has 0.16667, not 1/6.
+      gate_slope: of the squeeze-excite gates.
       dilation_start: see `ops.strides_and_rates`.
       low_level: what the decoder taps: "inner", the depthwise output, or "output", the block's.
     """
@@ -96,7 +98,7 @@ class MobileNetV3(nn.Module):
     output_stride: int
     norm: Callable[..., nn.Module]
     padding: str = "same"
-    gate_slope: float = 0.16667
+    gate_slope: float = TF_GATE_SLOPE
     dilation_start: str = "after"
     low_level: str = "inner"
     dtype: Any = jnp.float32

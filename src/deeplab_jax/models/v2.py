@@ -57,17 +57,17 @@ class MultiScale(nn.Module):
 
     def __call__(self, images: jax.Array, **mode) -> dict[str, jax.Array]:
         """images [B, H, W, C] → {"logits": the maximum, "logits_0.5": ..., ...} for the losses."""
-        outputs, sizes = {}, []
+        outputs, sizes = {}, {}
         for scale in self.scales:
             size = ops.scaled_size(images.shape[1:3], scale, self.align_corners)
             scaled = ops.resize_bilinear(images, size, self.align_corners, scale)
-            sizes.append(size)
+            sizes[f"logits_{scale:g}"] = size
             outputs[f"logits_{scale:g}"] = self.network(scaled, **mode)
         size = outputs[f"logits_{max(self.scales):g}"].shape[1:3]
         resize = partial(ops.resize_bilinear, align_corners=self.align_corners)
-        upsampled = list(outputs.values())
+        upsampled = outputs
         if self.fuse_upsampled:
             size = images.shape[1:3]
-            upsampled = [resize(logits, image) for logits, image in zip(upsampled, sizes)]
-        upsampled = [resize(logits, size) for logits in upsampled]
+            upsampled = {name: resize(logits, sizes[name]) for name, logits in outputs.items()}
+        upsampled = [resize(logits, size) for logits in upsampled.values()]
         return {"logits": jnp.stack(upsampled).max(axis=0)} | outputs
