@@ -125,7 +125,7 @@ def golden(name):
 def seeded(name):
     """(weights by their foreign names, the reference's input as the network sees it)"""
     file, info = golden(name)
-    if name.startswith("tf_"):
+    if name.startswith(("tf_", "official_")):
         weights = {n: tf_value(n, s).astype(np.float32) for n, s in info["variables"]}
         image = np.random.default_rng(0).integers(0, 256, (1, *info["size"], 3))
         normalization = importers.identify(weights).normalization
@@ -222,6 +222,17 @@ def our_path(point):
             outer = point.endswith(("xception_module", "bottleneck_v1"))
             return path.rsplit("/", 1)[0] if outer else path
     return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("official_*.npz")), ids=lambda p: p.stem)
+def test_other_configurations_of_the_official_code(path):
+    weights, image = seeded(path.stem)
+    file, info = golden(path.stem)
+    overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in info["overrides"].items()}
+    module, variables = built(weights, overrides)
+    ours = np.asarray(jax.jit(module.apply)(variables, image))
+    assert_close(ours, file["logits"], 1e-3)
 
 
 @pytest.mark.parametrize("name", cases(TORCH))
