@@ -1,7 +1,10 @@
 """Strict JAX, two devices, and the paths that tests share."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 # Before jax starts: a mesh of two CPU devices, so that every test of training is sharded.
@@ -9,6 +12,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile the same few programs again and again, some in processes of their own.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="deeplab_jax-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 import numpy as np
@@ -20,6 +26,7 @@ CONFIGS = ROOT / "configs"
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = ROOT.parent / "shared"
 
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 sys.path.append(str(CONFIGS))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -14,7 +14,7 @@ from test_readers import entry, write_index
 
 from deeplab_jax import checkpoint, importers, main, models
 from deeplab_jax import config as configuration
-from deeplab_jax.errors import ConfigError, WeightsError
+from deeplab_jax.errors import ConfigError, ResourceError, WeightsError
 from deeplab_jax.train import init_variables
 
 NAME = "tf_Ddm05_mobilenetv2_dm05_os16_129"
@@ -278,7 +278,7 @@ def test_import_says_what_it_cannot_do(imported, foreign, tmp_path):
         main.run(None, "import", tmp_path / "mine", str(foreign))
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["README.md"]
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(ResourceError, match="is a file"):
         main.run(None, "import", tmp_path / "file", str(foreign))
     config = configuration.load(f"{ZOO}:{foreign}", {"model.num_classes": 5})
     with pytest.raises(WeightsError, match="another number of classes"):

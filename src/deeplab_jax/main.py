@@ -80,7 +80,7 @@ def run(config, mode: str, workdir: Path, input: str | None = None, output: Path
         configuration.check(config)
     for folder in (workdir, output):
         if folder is not None and folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{folder} is a file; --workdir and --output name folders")
+            raise ResourceError(f"{folder} is a file; --workdir and --output name folders")
     if mode == "predict":
         return _predict(config, workdir, input, output)
     if mode == "import":
@@ -335,11 +335,8 @@ def _parse(argv):
         raise ConfigError(f"{rest[1]!r} is no flag; flags begin with --")
     if FLAGS.config is None and FLAGS.mode != "import":
         raise ConfigError("--config=FILE.py is missing, for instance --config=configs/v3plus.py")
-    if (
-        not FLAGS.workdir
-        and FLAGS.mode != "count"
-        and not (FLAGS.mode == "import" and FLAGS.output)
-    ):
+    needs_workdir = {"count": False, "import": not FLAGS.output}.get(FLAGS.mode, True)
+    if needs_workdir and not FLAGS.workdir:
         raise ConfigError("--workdir=DIR is missing: where checkpoints and pictures go")
 
 
