@@ -10,7 +10,7 @@ import functools
 import sys
 from typing import NamedTuple
 
-from deeplab_jax import count, models
+from deeplab_jax import count, models, ops
 
 SINGLE = (1.0,)
 VOC_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -134,8 +134,7 @@ def cost(row: Row, convention: str) -> tuple[float, int]:
     keywords = tuple(sorted(row.keywords.items()))
     total = 0
     for scale in row.scales:
-        # The official code's size of a scaled image: corner pixels stay corner pixels.
-        size = tuple(int((side - 1) * scale + 1) for side in row.size)
+        size = ops.scaled_size(row.size, scale, align_corners=True)
         multiply_adds, parameters = _count(keywords, size, convention)
         total += multiply_adds
     return total * (2 if row.flips else 1) / 1e9, parameters

@@ -10,10 +10,9 @@ from deeplab_jax.importers.table import (
     Layout,
     Shapes,
     skip,
-    torch_conv,
     torch_conv_bias,
     torch_conv_bn,
-    torch_norm,
+    torch_separable_bn,
 )
 from deeplab_jax.importers.torchvision import aspp
 
@@ -26,21 +25,15 @@ _COMMON = (
 )
 
 
-def _separable(conv: str, norm: str, ours: str) -> tuple:
-    return (
-        *torch_conv(rf"{conv}\.0", f"{ours}/depthwise", "depthwise"),
-        *torch_conv(rf"{conv}\.1", f"{ours}/pointwise"),
-        *torch_norm(norm, f"{ours}/pointwise"),
-    )
-
-
 _ASPP = r"decoder\.aspp\.0\."
 _V3PLUS = (
     *aspp(_ASPP, atrous=False),
-    *_separable(rf"{_ASPP}convs\.([123])\.0", rf"{_ASPP}convs\.([123])\.1", r"aspp/atrous\1"),
-    *_separable(r"decoder\.aspp\.1", r"decoder\.aspp\.2", "aspp/conv0"),
+    *torch_separable_bn(
+        rf"{_ASPP}convs\.([123])\.0", rf"{_ASPP}convs\.([123])\.1", r"aspp/atrous\1"
+    ),
+    *torch_separable_bn(r"decoder\.aspp\.1", r"decoder\.aspp\.2", "aspp/conv0"),
     *torch_conv_bn(r"decoder\.block1\.0", r"decoder\.block1\.1", "decoder/low_level"),
-    *_separable(r"decoder\.block2\.0", r"decoder\.block2\.1", "decoder/conv0"),
+    *torch_separable_bn(r"decoder\.block2\.0", r"decoder\.block2\.1", "decoder/conv0"),
 )
 _V3 = (*aspp(r"decoder\.aspp\."), *torch_conv_bn(r"decoder\.conv", r"decoder\.bn", "aspp/conv0"))
 

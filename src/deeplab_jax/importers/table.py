@@ -172,6 +172,20 @@ def torch_conv_bn(conv: str, norm: str, ours, kind: str = "dense", change=None) 
     return (*torch_conv(conv, ours, kind, change), *torch_norm(norm, ours))
 
 
+def torch_separable_bn(conv: str, norm: str, ours: str, then=same) -> tuple[Rule, ...]:
+    """Rules of a Sequential of depthwise and pointwise convolution, and of the batch norm behind.
+
+    `then` changes both kernels once their axes are ours.
+    """
+    return (
+        *torch_conv(
+            rf"{conv}\.0", f"{ours}/depthwise", "depthwise", lambda array: then(depthwise(array))
+        ),
+        *torch_conv(rf"{conv}\.1", f"{ours}/pointwise", change=lambda array: then(dense(array))),
+        *torch_norm(norm, f"{ours}/pointwise"),
+    )
+
+
 def torch_conv_bias(conv: str, ours) -> tuple[Rule, ...]:
     """Rules of a PyTorch convolution with bias."""
     return (*torch_conv(conv, ours), Rule(rf"{conv}\.bias", _leaf("params", ours, "bias")))

@@ -13,11 +13,10 @@ from deeplab_jax.importers.table import (
     Layout,
     Shapes,
     dense,
-    depthwise,
-    torch_conv,
+    same,
     torch_conv_bias,
     torch_conv_bn,
-    torch_norm,
+    torch_separable_bn,
 )
 from deeplab_jax.importers.torchvision import aspp
 
@@ -27,25 +26,16 @@ _MOBILENET = torch_backbones.mobilenet_v2(
 )
 
 
-# The decoder's concat: theirs is [low-level, ASPP], ours [ASPP, low-level]; 48 is fixed there.
-LOW_LEVEL_TO_END = -48
+def _low_level_last(kernel):
+    """The decoder's concat: theirs is [low-level, ASPP], ours [ASPP, low-level]."""
+    return np.roll(kernel, -48, axis=2)  # the low-level channels, fixed in their code
 
 
-def _conv3x3(conv: str, norm: str, ours: str, separable: bool, roll: bool = False) -> tuple:
+def _conv3x3(conv: str, norm: str, ours: str, separable: bool, then=same) -> tuple:
     """A 3x3 convolution of the head, whole or in two halves."""
-
-    def rolled(change):
-        return (lambda array: np.roll(change(array), LOW_LEVEL_TO_END, axis=2)) if roll else change
-
-    if not separable:
-        return torch_conv_bn(conv, norm, ours, change=rolled(dense))
-    return (
-        *torch_conv(
-            rf"{conv}\.body\.0", f"{ours}/depthwise", "depthwise", change=rolled(depthwise)
-        ),
-        *torch_conv(rf"{conv}\.body\.1", f"{ours}/pointwise", change=rolled(dense)),
-        *torch_norm(norm, f"{ours}/pointwise"),
-    )
+    if separable:
+        return torch_separable_bn(rf"{conv}\.body", norm, ours, then)
+    return torch_conv_bn(conv, norm, ours, change=lambda array: then(dense(array)))
 
 
 def _aspp(prefix: str, separable: bool) -> tuple:
@@ -66,7 +56,7 @@ def _v3plus(separable: bool) -> tuple:
             r"classifier\.classifier\.1",
             "decoder/conv0",
             separable,
-            roll=True,
+            _low_level_last,
         ),
         *torch_conv_bias(r"classifier\.classifier\.3", "logits"),
     )
