@@ -13,7 +13,7 @@ PACKAGE = Path(deeplab_jax.__file__).parent
 # A module may import those of lower floors (and of its own folder).
 FLOORS = [
     {"errors"},
-    {"ops", "metrics", "runtime", "data"},
+    {"ops", "metrics", "runtime", "data", "huge_pages"},
     {"losses", "pictures", "config", "counting"},
     {"models", "optim", "checkpoint", "importers"},
     {"predict", "check_data"},

@@ -15,6 +15,7 @@ from deeplab_jax import (
     convert,
     counting,
     evaluate,
+    huge_pages,
     importers,
     models,
     pictures,
@@ -368,8 +369,14 @@ def _override_error(argv, error) -> str:
     return str(error)
 
 
-def main() -> int:
+def cli() -> int:
     """Entry point of `python -m deeplab_jax.main` and of the `deeplab` script."""
+    huge_pages.restart_with_them()
+    return main()
+
+
+def main() -> int:
+    """The program of `sys.argv`; returns the exit code."""
     argv = sys.argv
     try:
         _parse(argv)
@@ -405,4 +412,4 @@ def _flag_help() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli())
