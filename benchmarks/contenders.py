@@ -5,6 +5,7 @@ imported inside, so that a contender's process holds its own alone. The networks
 "v3plus xception_65 16" is name, backbone, output stride.
 """
 
+import functools
 import os
 from typing import Any
 
@@ -33,15 +34,21 @@ def gigaflops(case: str, size: int, batch: int) -> float:
     return 2e-9 * batch * counting.count(module, (size, size))["multiply_adds"]
 
 
+def labels(size: int, batch: int):
+    """Blocks of one class, some of them void, as masks have; noise would be unlike any."""
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    cells = rng.integers(0, CLASSES + 1, (batch, -(-size // 32), -(-size // 32)))
+    ids = cells.repeat(32, axis=1).repeat(32, axis=2)[:, :size, :size]
+    return np.where(ids == CLASSES, 255, ids).astype(np.uint8)
+
+
 def _batch(size: int, batch: int):
     import numpy as np
 
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    # Blocks of one class, some of them void, as masks have; noise would be unlike any.
-    cells = rng.integers(0, CLASSES + 1, (batch, -(-size // 32), -(-size // 32)))
-    labels = cells.repeat(32, axis=1).repeat(32, axis=2)[:, :size, :size]
-    return images, np.where(labels == CLASSES, 255, labels).astype(np.uint8)
+    return rng.integers(0, 256, (batch, size, size, 3), np.uint8), labels(size, batch)
 
 
 # --- ours ------------------------------------------------------------------------------------
@@ -57,8 +64,8 @@ def our_matmul(n: int, dtype: str):
     return lambda: product(a).block_until_ready(), {}
 
 
-def our_forward(case: str, size: int, batch: int, dtype: str = "float32"):
-    """Images on the device → label maps at their size."""
+def our_forward(case: str, size: int, batch: int, dtype: str = "float32", frozen: bool = True):
+    """Images on the device → label maps at their size; frozen as `predict.freeze` does."""
     import jax
 
     from deeplab_jax import models, predict, train
@@ -66,22 +73,32 @@ def our_forward(case: str, size: int, batch: int, dtype: str = "float32"):
     module = models.build(**keywords(case), dtype=dtype)
     variables = train.init_variables(module, 0)
     images = jax.device_put(_batch(size, batch)[0])
+    options = {"normalization": "zero_mean", "align_corners": True}
+    if frozen:
+        labels = predict.freeze(module, variables, **options)
+    else:
+        labels = functools.partial(predict.label_maps, module, variables, **options)
+    return lambda: labels(images).block_until_ready(), {}
 
-    def call():
-        options = {"normalization": "zero_mean", "align_corners": True}
-        return predict.label_maps(module, variables, images, **options).block_until_ready()
 
-    return call, {}
+def our_stream(megabytes: int):
+    """The machine's measured memory bandwidth: one addition over an array far beyond its caches."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.zeros(megabytes * 250_000, jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    return lambda: add(x).block_until_ready(), {"bytes": 2 * x.nbytes}  # read and written
 
 
-def our_step(case: str, size: int, batch: int, dtype: str = "float32", remat: str = ""):
-    """One training step on a batch that is on the device."""
+def our_training(case: str, size: int, batch: int, dtype: str = "float32", remat: bool = False):
+    """(jitted training step, its state, its batch): step(state, batch) → (state, figures)."""
     import jax
     import jax.numpy as jnp
 
     from deeplab_jax import models, optim, runtime, train
 
-    model = keywords(case) | {"dtype": dtype, "align_corners": True}
+    model = keywords(case) | {"dtype": dtype, "align_corners": True, "remat": remat}
     config = {
         "seed": 0,
         "model": model,
@@ -105,13 +122,59 @@ def our_step(case: str, size: int, batch: int, dtype: str = "float32", remat: st
         **variables,
     )
     step = train.make_step(module, optimizer, schedule, config, mesh)
-    images, labels = _batch(size, batch)
-    data = runtime.shard_batch({"image": images, "label": labels}, mesh)
+    images, masks = _batch(size, batch)
+    data = runtime.shard_batch({"image": images, "label": masks}, mesh)
+    return step, jax.block_until_ready(state), data
+
+
+def our_step(case: str, size: int, batch: int, dtype: str = "float32", remat: bool = False):
+    """One training step on a batch that is on the device."""
+    import jax
+
+    step, state, data = our_training(case, size, batch, dtype, remat)
 
     def call():
         nonlocal state
         state, figures = step(state, data)
         jax.block_until_ready(figures)
+
+    return call, {}
+
+
+def save_variables(case: str, path: str) -> None:
+    """Writes freshly initialised variables of ours to an .npz, for both sides to start from."""
+    import numpy as np
+    from flax.traverse_util import flatten_dict
+
+    from deeplab_jax import models, train
+
+    variables = train.init_variables(models.build(**keywords(case)), 0)
+    np.savez(path, **flatten_dict(variables, sep="/"))
+
+
+def our_prediction(case: str, variables: str, inputs: str, output: str, size: int):
+    """Image files → label PNGs, as the command line's predict mode writes them."""
+    from pathlib import Path
+
+    import jax
+    import numpy as np
+    from flax.traverse_util import unflatten_dict
+
+    from deeplab_jax import models, pictures, predict, runtime
+    from deeplab_jax.data import files, labels
+    from deeplab_jax.models.folding import fold_batch_norm
+
+    module, palette = models.build(**keywords(case)), labels.voc_palette()
+    variables = jax.device_put(unflatten_dict(dict(np.load(variables)), sep="/"))
+    variables = fold_batch_norm(module, variables)
+    paths, output = files.find_images(inputs), Path(output)
+
+    def call():
+        for path in paths:
+            image = files.read_image(path)
+            pred = predict.predict(module, variables, image, crop_size=(size, size))
+            picture = pictures.png(pictures.indexed(pred, palette))
+            runtime.write_whole(output / f"{path.stem}.png", picture)
 
     return call, {}
 
@@ -153,18 +216,24 @@ def _torch(case: str, size: int, batch: int, mode: str, dtype: str, train: bool)
     return module, images, labels, cast, compile_, wait
 
 
-def torch_forward(case: str, size: int, batch: int, mode: str, dtype: str = "float32"):
-    """As `our_forward`."""
-    import torch
+def _torch_labels(module, size: int):
+    """images [B, 3, size, size] in 0..255 → class ids."""
     import torch.nn.functional as F
 
-    module, images, _, cast, compile_, wait = _torch(case, size, batch, mode, dtype, train=False)
-
-    @compile_
     def labels(images):
         logits = module(images.float() * (2 / 255) - 1)
         logits = F.interpolate(logits.float(), (size, size), mode="bilinear", align_corners=True)
         return logits.argmax(1)
+
+    return labels
+
+
+def torch_forward(case: str, size: int, batch: int, mode: str, dtype: str = "float32"):
+    """As `our_forward`."""
+    import torch
+
+    module, images, _, cast, compile_, wait = _torch(case, size, batch, mode, dtype, train=False)
+    labels = compile_(_torch_labels(module, size))
 
     def call():
         with torch.no_grad(), cast:
@@ -195,5 +264,39 @@ def torch_step(case: str, size: int, batch: int, mode: str, dtype: str = "float3
         loss.backward()
         optimizer.step()
         wait()
+
+    return call, {}
+
+
+def torch_prediction(case: str, variables: str, inputs: str, output: str, size: int, mode: str):
+    """As `our_prediction`, with PIL and numpy at both ends."""
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    import torch_peers
+    from PIL import Image
+
+    from deeplab_jax.data import labels
+
+    module, images, _, cast, compile_, _ = _torch(case, size, 1, mode, "float32", train=False)
+    torch_peers.load_flax(module, dict(np.load(variables)))
+    device, program = images.device, compile_(_torch_labels(module, size))
+    paths, output = sorted(Path(inputs).iterdir()), Path(output)
+    output.mkdir(exist_ok=True)
+    palette = labels.voc_palette().tobytes()
+
+    def call():
+        for path in paths:
+            image = np.asarray(Image.open(path).convert("RGB"))
+            height, width = image.shape[:2]
+            padded = np.full((1, size, size, 3), 127.5, np.float32)  # the mean pixel
+            padded[0, :height, :width] = image
+            with torch.no_grad(), cast:
+                x = torch.from_numpy(padded).to(device).permute(0, 3, 1, 2)
+                pred = program(x).to(torch.uint8)[0, :height, :width].cpu().numpy()
+            picture = Image.fromarray(pred)
+            picture.putpalette(palette)
+            picture.save(output / f"{path.stem}.png")
 
     return call, {}

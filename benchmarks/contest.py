@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import shlex
 import statistics
 import sys
 import time
@@ -52,6 +53,7 @@ def contest(
     results, running = {}, {}
     # As our command line sets itself up; torch may have the same.
     os.environ.update(huge_pages.environment(os.environ))
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # contenders share the card's memory
     for contender in contenders:
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, contender), daemon=True)
@@ -67,9 +69,14 @@ def contest(
             running[contender.name] = (process, ours)
     times = {name: [] for name in running}
     for _ in range(rounds):
-        for name, (_, pipe) in running.items():
+        for name, (_, pipe) in list(running.items()):
             pipe.send((seconds, at_least))
-            times[name] += _answer(pipe)["times"]
+            answer = _answer(pipe)
+            if "error" in answer:
+                results[name] = answer
+                del running[name]
+            else:
+                times[name] += answer["times"]
     for name, (process, pipe) in running.items():
         pipe.send(None)
         results[name] |= _answer(pipe) | {
@@ -99,7 +106,7 @@ def _work(pipe, contender: Contender) -> None:
         first = time.perf_counter() - start
         call()
     except Exception as error:  # a contender may lack a library or memory: the table says so
-        pipe.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"})
+        pipe.send({"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"})
         return
     pipe.send({"setup_s": setup, "first_call_s": first} | facts)
     while (turn := pipe.recv()) is not None:
@@ -170,7 +177,7 @@ def write(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence
     facts = machine()
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
-    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     (folder / f"{name}.json").write_text(
         json.dumps({"command": command, "machine": facts, "results": raw}, indent=1) + "\n"
     )

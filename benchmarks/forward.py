@@ -24,6 +24,7 @@ def lineup(case: str, size: int, batch: int, dtype: str) -> list[Contender]:
     options = {"case": case, "size": size, "batch": batch, "dtype": dtype}
     return [
         Contender("ours", contenders.our_forward, options),
+        Contender("ours, not frozen", contenders.our_forward, options | {"frozen": False}),
         *(
             Contender(f"torch {mode}", contenders.torch_forward, options | {"mode": mode})
             for mode in contenders.TORCH_MODES

@@ -48,6 +48,7 @@ def main(
     parser.add_argument("--size", type=int, default=size)
     parser.add_argument("--batch", type=int, nargs="+", default=batches)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--modes", nargs="*", help="torch's; all of them unless given")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--matrix", type=int, default=2048, help="side of the matrix product")
     parser.add_argument("--name", default=name, help="of the files in results/")
@@ -58,8 +59,12 @@ def main(
         for batch in args.batch:
             print(f"{case}, batch {batch}", flush=True)
             matmul = {"n": args.matrix, "dtype": args.dtype}
+            peers = lineup(case, args.size, batch, args.dtype)
+            if args.modes is not None:
+                names = {"ours", *(f"torch {mode}" for mode in args.modes)}
+                peers = [peer for peer in peers if peer.name in names]
             entrants = [
-                *lineup(case, args.size, batch, args.dtype),
+                *peers,
                 Contender("matrix product", contenders.our_matmul, matmul),
             ]
             results = contest.contest(entrants, rounds=args.rounds)

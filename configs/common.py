@@ -44,6 +44,7 @@ def base() -> ConfigDict:
     model.fuse_upsampled = False
     model.batch_norm_decay = placeholder(float)  # None: the official code's
     model.batch_norm_epsilon = placeholder(float)
+    model.remat = False  # compute activations again in the backward pass: less memory, more time
     model.dtype = "float32"  # "bfloat16": mixed precision
 
     data = config.data = ConfigDict()

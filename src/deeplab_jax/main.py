@@ -34,6 +34,7 @@ from deeplab_jax.errors import (
     WeightsError,
     did_you_mean,
 )
+from deeplab_jax.models.folding import fold_batch_norm
 
 MODES = ("train", "eval", "predict", "check_data", "import", "count")
 
@@ -53,11 +54,19 @@ flags.DEFINE_string(
     None,
     "Folder for the results; default WORKDIR/predictions (predict), WORKDIR (import).",
 )
+flags.DEFINE_bool("profile", False, "Write a trace to WORKDIR/profile: a few steps when training.")
 flags.DEFINE_bool("help", False, "Show this.", short_name="h")
 flags.DEFINE_bool("debug", False, "Show the stack trace of a user error.")
 
 
-def run(config, mode: str, workdir: Path, input: str | None = None, output: Path | None = None):
+def run(
+    config,
+    mode: str,
+    workdir: Path,
+    input: str | None = None,
+    output: Path | None = None,
+    profile: bool = False,
+):
     """Does one mode; what the command line and the tests call.
 
     Args:
@@ -66,6 +75,7 @@ def run(config, mode: str, workdir: Path, input: str | None = None, output: Path
       workdir: for everything that is written.
       input: predict: file, folder or glob; import: weight file.
       output: predict, import: where to, if not workdir/predictions, workdir.
+      profile: write a trace of the work to workdir/profile; of training a few steps.
 
     Returns:
       The figures of the evaluation (train, eval), or None.
@@ -82,15 +92,19 @@ def run(config, mode: str, workdir: Path, input: str | None = None, output: Path
     for folder in (workdir, output):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise ResourceError(f"{folder} is a file; --workdir and --output name folders")
-    if mode == "predict":
-        return _predict(config, workdir, input, output)
+    traces = workdir / "profile" if profile else None
+    if mode == "train":
+        return _train(config, workdir, traces)
     if mode == "import":
         return _import(config, input, output or workdir)
-    modes = {"train": _train, "eval": _eval, "check_data": _check_data, "count": _count}
-    return modes[mode](config, workdir)
+    with runtime.profile(traces):
+        if mode == "predict":
+            return _predict(config, workdir, input, output)
+        modes = {"eval": _eval, "check_data": _check_data, "count": _count}
+        return modes[mode](config, workdir)
 
 
-def _train(config, workdir: Path):
+def _train(config, workdir: Path, traces: Path | None):
     module, eval_module = _build(config)
     mesh = runtime.data_mesh()
     training.check_batch(config.train, mesh)
@@ -133,6 +147,7 @@ def _train(config, workdir: Path):
             "train.batch_size": config.train.batch_size,
             "seed": config.seed,
         },
+        profile=traces,
     )
     return _evaluate_fully(config, workdir, eval_module, variables, val_source, labels, step)
 
@@ -172,6 +187,8 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     targets = _targets(paths, output)
     module, eval_module = _build(config)
     variables, _ = _trained(config, workdir, module, 3)
+    # Not frozen: images differ in size, and constants would make every size compile for longer.
+    variables = fold_batch_norm(eval_module, variables)
     labels = pipeline.class_labels(config.data, config.model.num_classes)
     runtime.write_whole(output / "legend.png", pictures.png(pictures.legend(labels)))
     classes = [
@@ -337,7 +354,7 @@ def _parse(argv):
     if FLAGS.config is None and FLAGS.mode != "import":
         raise ConfigError("--config=FILE.py is missing, for instance --config=configs/v3plus.py")
     needs_workdir = {"count": False, "import": not FLAGS.output}.get(FLAGS.mode, True)
-    if needs_workdir and not FLAGS.workdir:
+    if (needs_workdir or FLAGS.profile) and not FLAGS.workdir:
         raise ConfigError("--workdir=DIR is missing: where checkpoints and pictures go")
 
 
@@ -389,6 +406,7 @@ def main() -> int:
             Path(FLAGS.workdir).expanduser() if FLAGS.workdir else None,
             FLAGS.input,
             Path(FLAGS.output).expanduser() if FLAGS.output else None,
+            FLAGS.profile,
         )
     except UserError as error:
         if "--debug" in argv:

@@ -1,5 +1,6 @@
 """The machine: devices, whole files, metrics on disk, progress on screen. No segmentation."""
 
+import contextlib
 import json
 import math
 import os
@@ -138,3 +139,41 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+@contextlib.contextmanager
+def profile(folder: Path | None):
+    """Traces what runs inside into `folder`, for ui.perfetto.dev and XProf; None: nothing."""
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with jax.profiler.trace(folder, create_perfetto_trace=True):
+        yield
+    traces = sorted(folder.rglob("perfetto_trace.json.gz"))
+    say(f"profile: open {traces[-1] if traces else folder} in ui.perfetto.dev")
+
+
+class StepProfile:
+    """Traces a few training steps, once the first ones have compiled and settled."""
+
+    SKIPPED, TRACED = 3, 5
+
+    def __init__(self, folder: Path | None, first_step: int):
+        self.folder = folder
+        self.start = first_step + self.SKIPPED
+        self.stack = contextlib.ExitStack()
+
+    def before(self, step: int, figures: Any) -> None:
+        """Call before each step, with what the last one returned."""
+        if self.folder is not None and step in (self.start, self.start + self.TRACED):
+            jax.block_until_ready(figures)  # whole steps, not parts of their neighbours
+            self.stack.close()
+            if step == self.start:
+                self.stack.enter_context(profile(self.folder))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stack.close()

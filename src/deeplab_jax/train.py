@@ -173,6 +173,7 @@ def train(
     mesh: jax.sharding.Mesh,
     evaluate: Callable[[Any, int], None],
     position_check: Mapping[str, Any],
+    profile: Path | None = None,
 ) -> tuple[Any, int]:
     """Trains to `config.train.steps`, resuming from workdir's newest checkpoint if there is one.
 
@@ -186,6 +187,7 @@ def train(
       mesh: the devices.
       evaluate: called with (variables, step) every `train.eval_every` steps, not at the end.
       position_check: facts on the data stream that a resumed run must share.
+      profile: folder for a trace of a few steps.
 
     Returns:
       (the trained {"params", "batch_stats"}, their step: past `train.steps` where the workdir
@@ -224,11 +226,15 @@ def train(
             return {"params": state.params, "batch_stats": state.batch_stats}, first
 
         meter = Meter(train["batch_size"])
-        position = None
-        with runtime.Progress(
-            steps, "train", initial=first, every_seconds=float("inf")
-        ) as progress:
+        position = figures = None
+        with (
+            runtime.Progress(steps, "train", initial=first, every_seconds=float("inf")) as progress,
+            runtime.StepProfile(profile, first + 1) as profiled,
+        ):
             for step in range(first + 1, steps + 1):
+                profiled.before(step, figures)
+                # The device is still at work on the step before: this batch is read and sent
+                # beside it.
                 waited = time.monotonic()
                 batch = next(batches)
                 position = batches.get_state()

@@ -61,6 +61,7 @@ def build(
     fuse_upsampled: bool = False,
     batch_norm_decay: float | None = None,
     batch_norm_epsilon: float | None = None,
+    remat: bool = False,
     dtype: str = "float32",
 ) -> nn.Module:
     """Builds the Flax module whose variables are {"params", "batch_stats"}.
@@ -106,6 +107,8 @@ def build(
       fuse_upsampled: take that maximum after upsampling to the image, not before.
       batch_norm_decay, batch_norm_epsilon: None takes the official code's, which differ between
         backbone and head; a decay given here goes for both, an epsilon for the backbone.
+      remat: keep of every backbone unit only its input for the backward pass and compute the rest
+        again: less memory, more time.
       dtype: of the computation, "float32", "bfloat16" or "float64"; parameters and batch
         statistics keep float32, and so do the logits.
 
@@ -140,6 +143,7 @@ def build(
         padding=padding,
         dilation_start=dilation_start,
         low_level=low_level,
+        remat=remat,
         dtype=jnp.dtype(dtype),
         norm=_norm(batch_norm_decay or decay, batch_norm_epsilon or epsilon, dtype),
     )

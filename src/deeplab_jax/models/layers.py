@@ -27,6 +27,9 @@ class BatchNorm(nn.Module):
     unbiased one; flax's own moves it towards the biased one, which shifts weights fine-tuned
     from official checkpoints. Under jit over a sharded batch the statistics are global.
 
+    A norm that `fold_batch_norm` folded into its convolution has a bias alone: it adds that, and
+    raises a ValueError if told to train.
+
     Attributes:
       momentum: share of the old running statistics kept at each step.
       epsilon: added to the variance.
@@ -40,8 +43,16 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
+        wide = ops.at_least_float32(x.dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,))
+        if not (self.is_initializing() or self.has_variable("params", "scale")):
+            if train:
+                raise ValueError(
+                    f"batch norm {'/'.join(self.path)} is folded into its convolution and cannot "
+                    "be trained: train the variables from before fold_batch_norm"
+                )
+            return (x.astype(wide) + bias.astype(wide)).astype(self.dtype)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if train:
@@ -58,7 +69,6 @@ class BatchNorm(nn.Module):
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
             return x.astype(self.dtype)
-        wide = ops.at_least_float32(x.dtype)
         mean, var = running_mean.value.astype(wide), running_var.value.astype(wide)
         factor = scale.astype(wide) * jax.lax.rsqrt(var + self.epsilon)
         return (x.astype(wide) * factor + (bias.astype(wide) - mean * factor)).astype(self.dtype)
@@ -209,6 +219,12 @@ class Logits(nn.Module):
         )
         nn.share_scope(self, layer)
         return layer(x)
+
+
+def rematerialised(unit: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """`unit`, called with (x, train); with `remat` the backward pass keeps its input alone and
+    computes the rest again."""
+    return nn.remat(unit, static_argnums=(2,)) if remat else unit
 
 
 def _padding(name, size, kernel, stride, rate) -> ops.Padding:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import ConvBN, DepthwiseConvBN
+from deeplab_jax.models.layers import ConvBN, DepthwiseConvBN, rematerialised
 
 
 class Block(NamedTuple):
@@ -48,6 +48,7 @@ class MobileNetV2(nn.Module):
         that of a block.
       dilation_start: "after" or "at", see `ops.strides_and_rates`; "next_stage" (jfzhang95)
         keeps the present rate throughout the stage of Table 2 that lost its stride.
+      remat: compute a unit's activations again in the backward pass, to save memory.
     """
 
     output_stride: int
@@ -56,6 +57,7 @@ class MobileNetV2(nn.Module):
     padding: str = "same"
     low_level: str = "inner"
     dilation_start: str = "after"
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -73,9 +75,10 @@ class MobileNetV2(nn.Module):
             **common,
             name="stem",
         )(x, train)  # [B, H/2, W/2, 32]
+        unit_class = rematerialised(InvertedResidual, self.remat)
         endpoints = {}
         for i, (block, (stride, rate)) in enumerate(zip(BLOCKS, plan)):
-            x, depthwise = InvertedResidual(
+            x, depthwise = unit_class(
                 block.expansion,
                 self._width(block.features),
                 stride,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import Conv, ConvBN, DepthwiseConvBN
+from deeplab_jax.models.layers import Conv, ConvBN, DepthwiseConvBN, rematerialised
 from deeplab_jax.models.mobilenet_v2 import make_divisible
 
 TF_GATE_SLOPE = 0.16667  # where PyTorch and the paper have 1/6
@@ -92,6 +92,7 @@ class MobileNetV3(nn.Module):
       gate_slope: of the squeeze-excite gates.
       dilation_start: see `ops.strides_and_rates`.
       low_level: what the decoder taps: "inner", the depthwise output, or "output", the block's.
+      remat: compute a unit's activations again in the backward pass, to save memory.
     """
 
     variant: str
@@ -101,6 +102,7 @@ class MobileNetV3(nn.Module):
     gate_slope: float = TF_GATE_SLOPE
     dilation_start: str = "after"
     low_level: str = "inner"
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -116,9 +118,10 @@ class MobileNetV3(nn.Module):
         x = ConvBN(
             16, kernel_size=3, stride=stem_stride, padding=self.padding, **last, name="stem"
         )(x, train)  # [B, H/2, W/2, 16]
+        unit_class = rematerialised(InvertedResidual, self.remat)
         endpoints = {}
         for i, (block, (stride, rate)) in enumerate(zip(blocks, plan)):
-            x, depthwise = InvertedResidual(
+            x, depthwise = unit_class(
                 block, stride, rate, self.padding, self.gate_slope, **common, name=f"block{i}"
             )(x, train)
             if i in decoder:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import ConvBN
+from deeplab_jax.models.layers import ConvBN, rematerialised
 
 UNITS = {"resnet_50": (3, 4, 6, 3), "resnet_101": (3, 4, 23, 3)}  # units of blocks 1 to 4
 BLOCK_STRIDES = (1, 2, 2, 2)
@@ -48,6 +48,7 @@ class ResNet(nn.Module):
       norm: makes a batch norm.
       multi_grid: rates of the units of block 4, relative to the block's own ([V3] Sec. 3.2.1).
       dilation_start: see `ops.strides_and_rates`; None is the shape's own.
+      remat: compute a unit's activations again in the backward pass, to save memory.
     """
 
     variant: str
@@ -55,6 +56,7 @@ class ResNet(nn.Module):
     norm: Callable[..., nn.Module]
     multi_grid: Sequence[int] = (1, 1, 1)
     dilation_start: str | None = None
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -88,13 +90,14 @@ class ResNet(nn.Module):
                 )(x, train)  # [B, H/2, W/2, features]
         x = ops.max_pool(x, 3, 2, _pool_padding(shape.pool_padding, x.shape[1:3]))
 
+        unit_class = rematerialised(Bottleneck, self.remat)
         endpoints, units = {}, iter(plan[2:])
         for block, count in enumerate(UNITS[name], start=1):
             for unit in range(1, count + 1):
                 stride, rate = next(units)
                 if block == 4:
                     rate *= self.multi_grid[unit - 1]
-                x, conv3 = Bottleneck(
+                x, conv3 = unit_class(
                     64 * 2 ** (block - 1),
                     stride,
                     rate,

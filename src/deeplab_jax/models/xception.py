@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import ConvBN, DepthwiseConvBN
+from deeplab_jax.models.layers import ConvBN, DepthwiseConvBN, rematerialised
 
 
 class Unit(NamedTuple):
@@ -82,12 +82,14 @@ class Xception(nn.Module):
       output_stride: 8, 16 or 32.
       multi_grid: rates of the three separable convolutions of the last module.
       norm: makes a batch norm.
+      remat: compute a unit's activations again in the backward pass, to save memory.
     """
 
     variant: str
     output_stride: int
     norm: Callable[..., nn.Module]
     multi_grid: Sequence[int] = (1, 1, 1)
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -102,10 +104,11 @@ class Xception(nn.Module):
         x = ConvBN(32, stride=stem_stride, **conv, name="conv1_1")(x, train)  # [B, H/2, W/2, 32]
         x = ConvBN(64, **conv, name="conv1_2")(x, train)
 
+        unit_class = rematerialised(XceptionModule, self.remat)
         endpoints = {}
         for unit, (stride, rate) in zip(units, plan):
             grid = self.multi_grid if unit.name == "exit_block2" else (1, 1, 1)
-            module = XceptionModule(
+            module = unit_class(
                 unit, stride, [rate * r for r in grid], self.norm, self.dtype, name=unit.name
             )
             x, second_conv = module(x, train)

@@ -32,9 +32,10 @@ def form(x_shape, kernel_shape, rate: tuple[int, int], padding: Padding) -> str:
         reads = sum(stop - start for start, stop, _ in axis_taps)
         size = _output_size(x_shape[axis + 1], kernel_shape[axis], rate[axis], padding[axis])
         share *= reads / (kernel_shape[axis] * size)
-    if share < 0.55:
+    inputs, features = kernel_shape[2:]
+    if inputs < 16 * features and share < 0.85:
         return "valid_taps"
-    return "one_product" if kernel_shape[2] >= 4 * kernel_shape[3] else "native"
+    return "one_product" if inputs >= 4 * features else "native"
 
 
 def _output_size(size, kernel, rate, padding):
@@ -88,11 +89,14 @@ def valid_taps(x: jax.Array, kernel: jax.Array, rate: tuple[int, int], padding: 
         band = []
         for left, right, column_taps in _regions(columns, width):
             shape = (x.shape[0], bottom - top, right - left, features)
-            products = [
-                _dot(_window(x, top + down, left + across, *shape[1:3]), kernel[u, v])
-                for u, down in row_taps
-                for v, across in column_taps
+            # Written out: the product would read a strided view row by row.
+            seen = [
+                lax.optimization_barrier(_window(x, top + down, left + across, *shape[1:3]))
+                for _, down in row_taps
+                for _, across in column_taps
             ]
+            taps = [kernel[u, v] for u, _ in row_taps for v, _ in column_taps]
+            products = [_dot(view, tap) for view, tap in zip(seen, taps)]
             band.append(sum(products) if products else jnp.zeros(shape, x.dtype))
         bands.append(jnp.concatenate(band, axis=2))
     return jnp.concatenate(bands, axis=1)

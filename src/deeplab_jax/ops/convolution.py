@@ -62,23 +62,24 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, rate: Rate, padding: Pa
     """
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         return _pointwise(x[:, ::stride, ::stride], kernel[0, 0])
-    rate = pair(rate)
-
-    def native(x, kernel):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(stride, stride),
-            padding=padding,
-            rhs_dilation=rate,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-    form = "native" if stride > 1 else atrous.form(x.shape, kernel.shape, rate, padding)
+    native = functools.partial(dense_native, stride=stride, rate=rate, padding=padding)
+    form = "native" if stride > 1 else atrous.form(x.shape, kernel.shape, pair(rate), padding)
     if form == "native":
         return native(x, kernel)
-    rewritten = functools.partial(getattr(atrous, form), rate=rate, padding=padding)
+    rewritten = functools.partial(getattr(atrous, form), rate=pair(rate), padding=padding)
     return lax.platform_dependent(x, kernel, cpu=rewritten, default=native)
+
+
+def dense_native(x, kernel, stride: int, rate: Rate, padding: Padding) -> jax.Array:
+    """`conv2d` as XLA's convolution: the form to check against."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=padding,
+        rhs_dilation=pair(rate),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 @jax.custom_vjp

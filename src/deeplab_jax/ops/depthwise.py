@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deeplab_jax.ops.geometry import pair
+from deeplab_jax.ops.geometry import at_least_float32, pair
 from deeplab_jax.ops.windows import gather_strided, pad, window
 
 
@@ -81,28 +81,64 @@ def _depthwise_shifted_dx(x_shape, kernel, dy, stride, rate, padding):
     return _depthwise_shifted(dy, kernel[::-1, ::-1], 1, rate, complement)
 
 
+# Bytes of dy up to which the kernel's gradient is computed at once, and in one step of a scan.
+_WHOLE_BYTES = 6_000_000
+_STEP_BYTES = 600_000
+
+
 def _depthwise_shifted_dkernel(x, kernel, dy, stride, rate, padding):
-    """Gradient of the kernel, one output row a scan step.
+    """Gradient of the kernel: for each tap the sum over B, H', W' of (shifted x) * dy."""
+    if stride == 1 and 4 * dy.size <= _WHOLE_BYTES:
+        taps = _dkernel_whole(x, kernel, dy, rate, padding)
+    else:
+        taps = _dkernel_by_rows(x, kernel, dy, stride, rate, padding)
+    return taps.reshape(kernel.shape).astype(kernel.dtype)
 
-    All rows of a tap at once would fuse nine strided reads into one slow loop; row by row the
-    operands stay in cache (5.6 ms against 31 ms at [4, 33, 33, 728]).
-    """
-    x = pad(x, padding).astype(jnp.float32)
-    dy = dy.astype(jnp.float32)
+
+def _dkernel_whole(x, kernel, dy, rate, padding):
+    """Moves x by rows and dy by columns: two times three copies in all where a tap's view of x
+    would be nine (1.1 ms of both cores against 1.7 by rows, at [2, 17, 17, 728])."""
+    (kh, kw, _), ((top, _), (left, _)) = kernel.shape, padding
+    height, width = dy.shape[1], x.shape[2]
+    grow = width - dy.shape[2]
+    rows, columns = [], []
+    for u in range(kh):
+        down = u * rate[0] - top
+        rows.append(pad(x, ((-down, height - x.shape[1] + down), (0, 0))))
+    for v in range(kw):
+        across = v * rate[1] - left
+        columns.append(pad(dy, ((0, 0), (across, grow - across))))
+    rows, columns = lax.optimization_barrier((rows, columns))
+    return jnp.stack(
+        [jnp.sum(a * b, (0, 1, 2), dtype=at_least_float32(x.dtype)) for a in rows for b in columns]
+    )
+
+
+def _dkernel_by_rows(x, kernel, dy, stride, rate, padding):
+    """Some output rows a scan step: large maps would be read nine times from memory (15 ms against
+    9 at [2, 65, 65, 304])."""
     (kh, kw, _), (rate_h, rate_w) = kernel.shape, rate
-    width = dy.shape[2]
+    batch, height, width, channels = dy.shape
+    steps = -(-height // -(-_STEP_BYTES // (4 * batch * width * channels)))
+    rows = -(-height // steps)
+    more = steps * rows - height  # zeros in dy, whatever stands beside them in x
+    (top, bottom), sides = padding
+    wide = at_least_float32(x.dtype)
+    x = pad(x, ((top, bottom + more * stride), sides)).astype(wide)
+    dy = pad(dy, ((0, more), (0, 0))).astype(wide)
 
-    def row(total, i):
-        dy_row = lax.dynamic_index_in_dim(dy, i, axis=1, keepdims=False)  # [B, W', C]
+    def step(total, i):
+        dy_rows = lax.dynamic_slice_in_dim(dy, i * rows, rows, axis=1)  # [B, rows, W', C]
         taps = []
         for u in range(kh):
-            x_row = lax.dynamic_index_in_dim(x, i * stride + u * rate_h, axis=1, keepdims=False)
-            for v in range(kw):
-                left = v * rate_w
-                seen = x_row[:, left : left + (width - 1) * stride + 1 : stride]
-                taps.append(jnp.sum(seen * dy_row, axis=(0, 1)))
+            first = i * rows * stride + u * rate_h
+            x_rows = lax.dynamic_slice_in_dim(x, first, (rows - 1) * stride + 1, axis=1)
+            taps += [
+                jnp.sum(window(x_rows, 0, v * rate_w, rows, width, stride) * dy_rows, (0, 1, 2))
+                for v in range(kw)
+            ]
         return total + jnp.stack(taps), None
 
-    zeros = jnp.zeros((kh * kw, x.shape[-1]), jnp.float32)
-    total, _ = lax.scan(row, zeros, jnp.arange(dy.shape[1]))
-    return total.reshape(kernel.shape).astype(kernel.dtype)
+    zeros = jnp.zeros((kh * kw, channels), wide)
+    total, _ = lax.scan(step, zeros, jnp.arange(steps))
+    return total
