@@ -16,7 +16,7 @@ FLOORS = [
     {"ops", "metrics", "runtime", "data", "huge_pages"},
     {"losses", "pictures", "config", "counting"},
     {"models", "optim", "checkpoint", "importers"},
-    {"predict", "check_data"},
+    {"predict", "check_data", "command_line"},
     {"evaluate", "train", "convert"},
     {"main"},
 ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from deeplab_jax import losses, metrics
+from deeplab_jax import losses, metrics, ops
 
 
 def test_cross_entropy_is_minus_the_log_probability_where_labelled():
@@ -18,6 +18,41 @@ def test_cross_entropy_is_minus_the_log_probability_where_labelled():
     expected = (np.log(np.exp(logits[valid]).sum(-1)) - picked).sum()
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert float(count) == valid.sum()
+
+
+def derived_loss(logits, labels, align_corners):
+    """The same sum, with a gradient that JAX derives."""
+    logits = ops.resize_bilinear(logits, labels.shape[1:], align_corners)
+    picked = jnp.sum(jnp.where(labels[..., None] == jnp.arange(4), logits, 0), axis=-1)
+    return jnp.sum(jnp.where(labels == 255, 0, jax.nn.logsumexp(logits, axis=-1) - picked))
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_the_gradient_of_the_loss_equals_the_derived_one_and_finite_differences(align_corners):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        logits = 10 * rng.standard_normal((2, 5, 6, 4))
+        labels = rng.choice([0, 1, 2, 3, 255], (2, 17, 21))
+
+        def loss(logits):
+            return losses.softmax_cross_entropy(logits, labels, align_corners=align_corners)[0]
+
+        value, gradient = jax.value_and_grad(lambda x: 3 * loss(x))(logits)
+        wanted = jax.value_and_grad(lambda x: 3 * derived_loss(x, labels, align_corners))(logits)
+        np.testing.assert_allclose(value, wanted[0], rtol=1e-12)
+        np.testing.assert_allclose(gradient, wanted[1], atol=1e-12)
+        np.testing.assert_allclose(value, 3 * loss(logits), rtol=1e-12)
+        direction = rng.standard_normal(logits.shape)
+        slope = (loss(logits + 1e-6 * direction) - loss(logits - 1e-6 * direction)) / 2e-6
+        np.testing.assert_allclose(jnp.sum(gradient * direction), 3 * slope, rtol=1e-5)
+
+
+def test_the_loss_holds_two_arrays_of_full_size_and_no_third():
+    logits = jax.ShapeDtypeStruct((2, 33, 33, 21), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2, 257, 257), jnp.uint8)
+    gradient = jax.grad(lambda x, y: losses.softmax_cross_entropy(x, y)[0])
+    memory = jax.jit(gradient).lower(logits, labels).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2.5 * 4 * 2 * 257 * 257 * 21
 
 
 def test_a_batch_of_void_has_no_loss_and_no_gradient():

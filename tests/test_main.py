@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, exit codes, files on disk."""
 
+import gzip
 import json
 import os
 import shutil
@@ -155,6 +156,30 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path):
         small(data_folder, train__steps=1, init_from=str(workdir)), "train", tmp_path / "next"
     )
     assert fine_tuned["mean_iou"] >= 0
+
+
+def trace_events(folder):
+    (file,) = folder.rglob("perfetto_trace.json.gz")
+    with gzip.open(file, "rt") as trace:
+        return json.load(trace)["traceEvents"]
+
+
+def test_profiles_can_be_opened(data_folder, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    main.run(small(data_folder, train__steps=12), "train", workdir, profile=True)
+    assert "ui.perfetto.dev" in capsys.readouterr().out
+    # Five steps are traced, each a call of the jitted step.
+    calls = [e for e in trace_events(workdir / "profile") if "jit_step" in e.get("name", "")]
+    assert calls
+
+    copy = shutil.copytree(workdir / "checkpoints", tmp_path / "other" / "checkpoints")
+    main.run(small(data_folder), "eval", copy.parent, profile=True)
+    assert trace_events(copy.parent / "profile")
+
+
+def test_a_run_shorter_than_a_profile_still_ends_it(data_folder, tmp_path):
+    main.run(small(data_folder, train__steps=5), "train", tmp_path / "run", profile=True)
+    assert trace_events(tmp_path / "run" / "profile")
 
 
 def test_check_data_reports_and_draws(data_folder, tmp_path, capsys):

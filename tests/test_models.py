@@ -263,3 +263,39 @@ def test_v2_and_fcn_answer_at_the_output_stride(name):
 
 def test_the_configuration_has_every_keyword_of_build():
     assert set(common.base().model) == set(inspect.signature(models.build).parameters)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "mobilenet_v2",
+        "mobilenet_v3_small_seg",
+        pytest.param("resnet_50", marks=pytest.mark.slow),
+        pytest.param("xception_41", marks=pytest.mark.slow),
+    ],
+)
+def test_remat_changes_neither_variables_nor_gradients(backbone):
+    images = np.random.default_rng(0).standard_normal((2, 33, 33, 3))
+    with jax.enable_x64(True):
+        steps = {}
+        for remat in (False, True):
+            module = models.build("v3plus", backbone, 3, dtype="float64", remat=remat)
+            variables = randomised(shapes(module, (33, 33)))
+            variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
+
+            def loss(params, statistics, module=module):
+                logits, updated = module.apply(
+                    {"params": params, "batch_stats": statistics},
+                    images,
+                    train_batch_norm=True,
+                    mutable=["batch_stats"],
+                )
+                return jnp.mean(jnp.square(logits)), updated
+
+            gradient = jax.jit(jax.grad(loss, has_aux=True))
+            steps[remat] = gradient(variables["params"], variables["batch_stats"])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9),
+            steps[True],
+            steps[False],
+        )

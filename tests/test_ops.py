@@ -5,6 +5,7 @@ import pytest
 from conftest import GOLDEN
 
 from deeplab_jax import ops
+from deeplab_jax.ops import atrous, depthwise
 
 CASES = [
     (stride, rate, pad) for stride in (1, 2) for rate in (1, 2, 3) for pad in ("same", "fixed")
@@ -30,8 +31,130 @@ def test_depthwise_and_its_gradient_equal_the_grouped_convolution(stride, rate, 
 
         ours = jax.value_and_grad(loss(ops.depthwise_conv2d), (0, 1))(x, kernel)
         native = jax.value_and_grad(loss(ops.depthwise_native), (0, 1))(x, kernel)
-        # The kernel's gradient is summed in float32.
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, native)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), ours, native)
+
+
+# kernel, image, stride, rate, padding: uneven ones, rates beyond the image, rows left unread
+DEPTHWISE_CASES = [
+    ((3, 3), (9, 7), 1, (6, 6), ((6, 6), (6, 6))),
+    ((3, 3), (9, 7), 1, (12, 3), ((12, 12), (3, 3))),
+    ((3, 3), (9, 8), 2, (1, 1), ((0, 1), (0, 1))),
+    ((3, 3), (9, 9), 2, (2, 3), ((1, 4), (3, 3))),
+    ((5, 5), (10, 11), 2, (1, 1), ((2, 2), (1, 2))),
+    ((3, 3), (9, 9), 1, (1, 1), ((0, 0), (0, 0))),
+    ((4, 2), (9, 9), 3, (1, 2), ((1, 1), (2, 2))),
+]
+
+
+@pytest.mark.parametrize("case", DEPTHWISE_CASES, ids=str)
+def test_depthwise_gradients_at_any_stride_rate_and_padding(case, monkeypatch):
+    kernel_size, size, stride, rate, padding = case
+    monkeypatch.setattr(depthwise, "_STEP_BYTES", 500)  # a few rows a step
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = rng.standard_normal((2, *size, 3)), rng.standard_normal((*kernel_size, 3))
+        assert_same_with_gradients(
+            lambda x, k: ops.depthwise_conv2d(x, k, stride, rate, padding),
+            lambda x, k: ops.depthwise_native(x, k, stride, rate, padding),
+            x,
+            kernel,
+        )
+
+
+def assert_same_with_gradients(ours, native, *arguments, atol=1e-12):
+    expected, expected_vjp = jax.vjp(native, *arguments)
+    y, vjp = jax.vjp(ours, *arguments)
+    dy = np.random.default_rng(9).standard_normal(y.shape).astype(y.dtype)
+    np.testing.assert_allclose(y, expected, atol=atol)
+    for gradient, wanted in zip(vjp(dy), expected_vjp(dy)):
+        np.testing.assert_allclose(gradient, wanted, atol=atol)
+
+
+ATROUS_CASES = [
+    ((3, 3), (9, 9), (2, 2), ((2, 2), (2, 2))),
+    ((3, 3), (9, 7), (6, 6), ((6, 6), (6, 6))),
+    ((3, 3), (9, 7), (12, 3), ((12, 12), (3, 3))),
+    ((4, 4), (11, 9), (4, 4), ((6, 6), (6, 6))),  # LargeFOV's kernels are even, too
+    ((7, 7), (13, 13), (4, 4), ((12, 12), (12, 12))),
+    ((3, 3), (9, 8), (3, 2), ((1, 5), (0, 4))),
+    ((3, 3), (9, 9), (2, 3), ((0, 0), (0, 0))),
+    ((2, 3), (5, 6), (3, 1), ((9, 8), (1, 1))),  # rows of output that see padding alone
+]
+
+
+@pytest.mark.parametrize("form", [atrous.valid_taps, atrous.one_product])
+@pytest.mark.parametrize("case", ATROUS_CASES, ids=str)
+def test_atrous_forms_and_their_gradients_equal_the_convolution(case, form):
+    kernel_size, size, rate, padding = case
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = rng.standard_normal((2, *size, 3)), rng.standard_normal((*kernel_size, 3, 4))
+        assert_same_with_gradients(
+            lambda x, k: form(x, k, rate, padding),
+            lambda x, k: ops.dense_native(x, k, 1, rate, padding),
+            x,
+            kernel,
+        )
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "rate", "form"),
+    [
+        ((1, 33, 33, 2048), (3, 3, 2048, 256), 18, "valid_taps"),
+        ((1, 33, 33, 2048), (3, 3, 2048, 21), 12, "one_product"),  # a classifier of v2
+        ((1, 65, 65, 512), (3, 3, 512, 512), 2, "native"),
+        ((1, 129, 129, 64), (3, 3, 64, 64), 1, "native"),
+    ],
+)
+def test_the_form_of_an_atrous_convolution_follows_its_shape(x, kernel, rate, form):
+    padding = ops.fixed_padding(kernel[:2], rate)
+    assert atrous.form(x, kernel, ops.pair(rate), padding) == form
+
+
+@pytest.mark.parametrize("channels", [(64, 4), (8, 8)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dense_atrous_convolution_equals_the_native_one(dtype, channels):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 9, 11, channels[0])), dtype)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, *channels)) / 24, dtype)
+    padding = ops.fixed_padding((3, 3), 4)
+
+    def run(function):
+        y, vjp = jax.vjp(lambda x, k: function(x, k, 1, 4, padding), x, kernel)
+        return y, *vjp(jnp.ones_like(y))
+
+    for ours, native in zip(run(ops.conv2d), run(ops.dense_native)):
+        assert ours.dtype == native.dtype == dtype
+        scale = np.abs(np.asarray(native, np.float32)).max()
+        tolerance = scale * (1e-5 if dtype == "float32" else 3e-2)
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float32), np.asarray(native, np.float32), atol=tolerance
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "stride", "padding"),
+    [
+        ((9, 9), 3, 2, ((1, 1), (1, 1))),
+        ((9, 8), 3, 2, ((0, 1), (0, 2))),
+        ((8, 7), 2, 2, ((0, 0), (0, 1))),
+        ((9, 9), 3, 1, ((1, 1), (1, 1))),
+        ((10, 11), 3, 3, ((1, 1), (0, 0))),
+        ((10, 8), 2, 2, ((0, 0), (0, 0))),
+    ],
+)
+def test_max_pool_and_its_gradient_equal_the_window_reduction(shape, size, stride, padding):
+    # Many equal values, as after a ReLU: the gradient goes to the first of them.
+    x = np.random.default_rng(0).integers(0, 3, (2, *shape, 5)).astype(np.float32)
+
+    def native(x):
+        window, steps = (1, size, size, 1), (1, stride, stride, 1)
+        pads = ((0, 0), *padding, (0, 0))
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, steps, pads)
+
+    assert_same_with_gradients(
+        lambda x: ops.max_pool(x, size, stride, padding), native, x, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])

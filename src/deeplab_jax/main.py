@@ -1,17 +1,16 @@
-"""The command line: reads flags, calls the library, turns user errors into a line and a code."""
+"""The modes of the command line: calls the library, turns user errors into a line and a code."""
 
 import json
 import sys
 from pathlib import Path
 
 import jax
-from absl import flags
 from flax.traverse_util import flatten_dict
-from ml_collections import config_flags
 
 from deeplab_jax import check_data as checking
 from deeplab_jax import (
     checkpoint,
+    command_line,
     convert,
     counting,
     evaluate,
@@ -36,28 +35,6 @@ from deeplab_jax.errors import (
 )
 from deeplab_jax.models.folding import fold_batch_norm
 
-MODES = ("train", "eval", "predict", "check_data", "import", "count")
-
-FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file(
-    "config", None, "FILE.py or FILE.py:preset; --config.a.b=value overrides. The file is executed."
-)
-flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and pictures.")
-flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
-flags.DEFINE_string(
-    "input",
-    None,
-    "predict: an image, a folder of images, or a quoted glob. import: a weight file.",
-)
-flags.DEFINE_string(
-    "output",
-    None,
-    "Folder for the results; default WORKDIR/predictions (predict), WORKDIR (import).",
-)
-flags.DEFINE_bool("profile", False, "Write a trace to WORKDIR/profile: a few steps when training.")
-flags.DEFINE_bool("help", False, "Show this.", short_name="h")
-flags.DEFINE_bool("debug", False, "Show the stack trace of a user error.")
-
 
 def run(
     config,
@@ -71,7 +48,7 @@ def run(
 
     Args:
       config: see configs/common.py; None only to import, the file then says what it is.
-      mode: one of `MODES`.
+      mode: one of `command_line.MODES`.
       workdir: for everything that is written.
       input: predict: file, folder or glob; import: weight file.
       output: predict, import: where to, if not workdir/predictions, workdir.
@@ -83,9 +60,10 @@ def run(
     Raises:
       UserError: with the sentence for the user and the exit code.
     """
-    if mode not in MODES:
+    modes = command_line.MODES
+    if mode not in modes:
         raise ConfigError(
-            f"--mode={mode} is not one of {', '.join(MODES)}" + did_you_mean(mode, MODES)
+            f"--mode={mode} is not one of {', '.join(modes)}" + did_you_mean(mode, modes)
         )
     if config is not None:
         configuration.check(config)
@@ -100,8 +78,8 @@ def run(
     with runtime.profile(traces):
         if mode == "predict":
             return _predict(config, workdir, input, output)
-        modes = {"eval": _eval, "check_data": _check_data, "count": _count}
-        return modes[mode](config, workdir)
+        others = {"eval": _eval, "check_data": _check_data, "count": _count}
+        return others[mode](config, workdir)
 
 
 def _train(config, workdir: Path, traces: Path | None):
@@ -321,69 +299,12 @@ def _load(init_from: str, target):
         raise WeightsError(
             f"{init_from}: a backbone alone, or a classifier of other classes; train first"
         )
-    return variables
+    return jax.device_put(variables)  # files give NumPy arrays, sent anew at every call
 
 
 def _write_metrics(workdir: Path, step: int, split: str, results) -> None:
     writer = runtime.MetricWriter(workdir / "metrics.jsonl")
     writer.write({"step": step, "split": split} | results)
-
-
-def _parse(argv):
-    """absl's parsing, with its errors in our words."""
-    spec = _config_spec(argv)
-    if spec is not None:
-        path = spec.split(":")[0]
-        if not Path(path).is_file():
-            raise ConfigError(f"--config={path}: no such file")
-        configuration.allow_siblings(path)
-    try:
-        rest = FLAGS(argv)
-    except flags.Error as error:
-        if "Traceback" in str(error):  # of get_config, quoted; run it again for its own error
-            configuration.load(spec)
-        raise ConfigError(_flag_error(str(error))) from error
-    except (AttributeError, KeyError) as error:
-        raise ConfigError(_override_error(argv, error)) from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(str(error)) from error
-    if FLAGS.help:
-        return
-    if len(rest) > 1:
-        raise ConfigError(f"{rest[1]!r} is no flag; flags begin with --")
-    if FLAGS.config is None and FLAGS.mode != "import":
-        raise ConfigError("--config=FILE.py is missing, for instance --config=configs/v3plus.py")
-    needs_workdir = {"count": False, "import": not FLAGS.output}.get(FLAGS.mode, True)
-    if (needs_workdir or FLAGS.profile) and not FLAGS.workdir:
-        raise ConfigError("--workdir=DIR is missing: where checkpoints and pictures go")
-
-
-def _config_spec(argv) -> str | None:
-    """What follows --config, in either of absl's spellings."""
-    for argument, following in zip(argv, [*argv[1:], None]):
-        if argument in ("--config", "-config"):
-            return following
-        if argument.startswith(("--config=", "-config=")):
-            return argument.split("=", 1)[1]
-    return None
-
-
-def _flag_error(text: str) -> str:
-    if "Traceback" in text:  # absl quotes the whole trace of a failing get_config
-        text = "--config: " + text.strip().splitlines()[-1].partition(": ")[2]
-    return text.replace("flags.", "").strip()
-
-
-def _override_error(argv, error) -> str:
-    """Finds the override that is not in the config and names the nearest key."""
-    config = configuration.load(_config_spec(argv))
-    known = configuration.flat(config)
-    for argument in argv:
-        if argument.startswith("--config."):
-            key = argument[len("--config.") :].split("=", 1)[0]
-            if key not in known:
-                return configuration.unknown_key(config, key)
-    return str(error)
 
 
 def cli() -> int:
@@ -396,17 +317,17 @@ def main() -> int:
     """The program of `sys.argv`; returns the exit code."""
     argv = sys.argv
     try:
-        _parse(argv)
-        if FLAGS.help:
-            print(f"deeplab --config=FILE.py[:PRESET] --workdir=DIR [--mode=...]\n{_flag_help()}")
+        flags = command_line.parse(argv)
+        if flags.help:
+            print(command_line.help_text())
             return 0
         run(
-            FLAGS.config,
-            FLAGS.mode,
-            Path(FLAGS.workdir).expanduser() if FLAGS.workdir else None,
-            FLAGS.input,
-            Path(FLAGS.output).expanduser() if FLAGS.output else None,
-            FLAGS.profile,
+            flags.config,
+            flags.mode,
+            Path(flags.workdir).expanduser() if flags.workdir else None,
+            flags.input,
+            Path(flags.output).expanduser() if flags.output else None,
+            flags.profile,
         )
     except UserError as error:
         if "--debug" in argv:
@@ -423,10 +344,6 @@ def main() -> int:
         print(f"error: {type(error).__name__}: {error}; {advice}", file=sys.stderr)
         return ResourceError.exit_code
     return 0
-
-
-def _flag_help() -> str:
-    return FLAGS.module_help(sys.modules[__name__])
 
 
 if __name__ == "__main__":

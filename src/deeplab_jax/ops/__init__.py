@@ -6,7 +6,13 @@ platform an operation has a form, and a gradient, of its own there; benchmarks/N
 measurements behind each choice.
 """
 
-from deeplab_jax.ops.convolution import Convolution, conv2d, depthwise_conv2d, observing
+from deeplab_jax.ops.convolution import (
+    Convolution,
+    conv2d,
+    dense_native,
+    depthwise_conv2d,
+    observing,
+)
 from deeplab_jax.ops.depthwise import depthwise_native
 from deeplab_jax.ops.geometry import (
     Padding,
@@ -32,6 +38,7 @@ __all__ = [
     "batch_norm",
     "conv2d",
     "default_atrous_rates",
+    "dense_native",
     "depthwise_conv2d",
     "depthwise_native",
     "fixed_padding",

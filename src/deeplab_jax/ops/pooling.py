@@ -61,7 +61,6 @@ def _max_pool_bwd(shape, size, stride, padding, place, dy):
             lambda u, v: jnp.where(place == u * size + v, dy, 0),
             shape,
             (size, size),
-            (1, 1),
             stride,
             padding,
         ),

@@ -30,13 +30,12 @@ def gather_strided(
     gradient: Callable[[int, int], jax.Array],
     size: tuple[int, int],
     kernel: tuple[int, int],
-    rate: tuple[int, int],
     stride: int,
     padding: Padding,
 ) -> jax.Array:
     """The input's gradient [B, *size, C] of an operation on strided windows.
 
-    Pixel i of the input is seen by place u of output a where i = stride * a + u * rate - padding.
+    Pixel i of the input is seen by place u of output a where i = stride * a + u - padding.
     The pixels of one phase, i modulo stride, share their places, so each phase is a sum of shifted
     arrays; the phases are then interleaved. Spreading each array over the input's grid instead
     would add stride * stride times as many numbers, most of them zeros.
@@ -46,13 +45,12 @@ def gather_strided(
       gradient: (u, v) → the part of dy, of its shape, that goes to place (u, v).
       size: (height, width) of the input.
       kernel: (height, width) of the window in places.
-      rate: their spacing, (height, width).
       stride: of the windows.
       padding: of the input.
     """
     length = tuple(-(-n // stride) for n in size)
-    rows = [_places(p, kernel[0], rate[0], stride, padding[0][0]) for p in range(stride)]
-    columns = [_places(p, kernel[1], rate[1], stride, padding[1][0]) for p in range(stride)]
+    rows = [_places(p, kernel[0], stride, padding[0][0]) for p in range(stride)]
+    columns = [_places(p, kernel[1], stride, padding[1][0]) for p in range(stride)]
 
     def phase(row, column):
         total = jnp.zeros((dy.shape[0], *length, dy.shape[3]), dy.dtype)
@@ -74,7 +72,7 @@ def gather_strided(
     return x[:, : size[0], : size[1]]
 
 
-def _places(phase, kernel, rate, stride, padding) -> list[tuple[int, int]]:
+def _places(phase, kernel, stride, padding) -> list[tuple[int, int]]:
     """[(u, shift)]: place u of output m + shift sees input stride * m + phase."""
-    offsets = [(u, phase + padding - u * rate) for u in range(kernel)]
+    offsets = [(u, phase + padding - u) for u in range(kernel)]
     return [(u, offset // stride) for u, offset in offsets if offset % stride == 0]

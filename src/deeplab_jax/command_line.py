@@ -1,0 +1,96 @@
+"""The command line's flags, and their errors in our words."""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from deeplab_jax import config as configuration
+from deeplab_jax.errors import ConfigError
+
+MODES = ("train", "eval", "predict", "check_data", "import", "count")
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file(
+    "config", None, "FILE.py or FILE.py:preset; --config.a.b=value overrides. The file is executed."
+)
+flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and pictures.")
+flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
+flags.DEFINE_string(
+    "input",
+    None,
+    "predict: an image, a folder of images, or a quoted glob. import: a weight file.",
+)
+flags.DEFINE_string(
+    "output",
+    None,
+    "Folder for the results; default WORKDIR/predictions (predict), WORKDIR (import).",
+)
+flags.DEFINE_bool("profile", False, "Write a trace to WORKDIR/profile: a few steps when training.")
+flags.DEFINE_bool("help", False, "Show this.", short_name="h")
+flags.DEFINE_bool("debug", False, "Show the stack trace of a user error.")
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """absl's parsing, with its errors in our words."""
+    spec = _config_spec(argv)
+    if spec is not None:
+        path = spec.split(":")[0]
+        if not Path(path).is_file():
+            raise ConfigError(f"--config={path}: no such file")
+        configuration.allow_siblings(path)
+    try:
+        rest = FLAGS(argv)
+    except flags.Error as error:
+        if "Traceback" in str(error):  # of get_config, quoted; run it again for its own error
+            configuration.load(spec)
+        raise ConfigError(_flag_error(str(error))) from error
+    except (AttributeError, KeyError) as error:
+        raise ConfigError(_override_error(argv, error)) from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    if FLAGS.help:
+        return FLAGS
+    if len(rest) > 1:
+        raise ConfigError(f"{rest[1]!r} is no flag; flags begin with --")
+    if FLAGS.config is None and FLAGS.mode != "import":
+        raise ConfigError("--config=FILE.py is missing, for instance --config=configs/v3plus.py")
+    needs_workdir = {"count": False, "import": not FLAGS.output}.get(FLAGS.mode, True)
+    if (needs_workdir or FLAGS.profile) and not FLAGS.workdir:
+        raise ConfigError("--workdir=DIR is missing: where checkpoints and pictures go")
+    return FLAGS
+
+
+def _config_spec(argv) -> str | None:
+    """What follows --config, in either of absl's spellings."""
+    for argument, following in zip(argv, [*argv[1:], None]):
+        if argument in ("--config", "-config"):
+            return following
+        if argument.startswith(("--config=", "-config=")):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _flag_error(text: str) -> str:
+    if "Traceback" in text:  # absl quotes the whole trace of a failing get_config
+        text = "--config: " + text.strip().splitlines()[-1].partition(": ")[2]
+    return text.replace("flags.", "").strip()
+
+
+def _override_error(argv, error) -> str:
+    """Finds the override that is not in the config and names the nearest key."""
+    config = configuration.load(_config_spec(argv))
+    known = configuration.flat(config)
+    for argument in argv:
+        if argument.startswith("--config."):
+            key = argument[len("--config.") :].split("=", 1)[0]
+            if key not in known:
+                return configuration.unknown_key(config, key)
+    return str(error)
+
+
+def help_text() -> str:
+    """The usage and every flag."""
+    usage = "deeplab --config=FILE.py[:PRESET] --workdir=DIR [--mode=...]"
+    return f"{usage}\n{FLAGS.module_help(sys.modules[__name__])}"
