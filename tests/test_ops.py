@@ -155,6 +155,9 @@ def test_max_pool_and_its_gradient_equal_the_window_reduction(shape, size, strid
     assert_same_with_gradients(
         lambda x: ops.max_pool(x, size, stride, padding), native, x, atol=1e-5
     )
+    x[0, 3, 3, 0] = np.nan  # a loss must become NaN by it
+    y, _ = jax.vjp(lambda x: ops.max_pool(x, size, stride, padding), x)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(native(x)))
 
 
 @pytest.mark.parametrize("stride", [1, 2])

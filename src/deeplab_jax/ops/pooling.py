@@ -49,8 +49,8 @@ def _max_pool_fwd(x, shape, size, stride, padding):
     first, *views = _views(x, size, stride, padding)
     y, place = first, jnp.zeros(first.shape, jnp.uint8)
     for i, view in enumerate(views, start=1):
-        wins = view > y
-        y, place = jnp.where(wins, view, y), jnp.where(wins, jnp.uint8(i), place)
+        place = jnp.where(view > y, jnp.uint8(i), place)
+        y = jnp.maximum(view, y)  # and not by `where`: a NaN stays one
     return y, place
 
 
