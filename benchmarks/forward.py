@@ -5,7 +5,6 @@ python benchmarks/forward.py [--cases "v3 resnet_50 16" ...] [--batch 1 4] [--dt
 
 import contenders
 import tables
-from contest import Contender
 
 CASES = (
     "v3plus xception_65 16",
@@ -20,17 +19,16 @@ CASES = (
 )
 
 
-def lineup(case: str, size: int, batch: int, dtype: str) -> list[Contender]:
-    options = {"case": case, "size": size, "batch": batch, "dtype": dtype}
-    return [
-        Contender("ours", contenders.our_forward, options),
-        Contender("ours, not frozen", contenders.our_forward, options | {"frozen": False}),
-        *(
-            Contender(f"torch {mode}", contenders.torch_forward, options | {"mode": mode})
-            for mode in contenders.TORCH_MODES
-        ),
-    ]
-
-
 if __name__ == "__main__":
-    tables.main("forward", "Inference", CASES, lineup, size=513, batches=(1, 4), passes=1)
+    tables.main(
+        "forward",
+        "Inference",
+        CASES,
+        contenders.our_forward,
+        contenders.torch_forward,
+        modes=tuple(contenders.TORCH_MODES),
+        variants={"ours, not frozen": {"frozen": False}},
+        size=513,
+        batches=(1, 4),
+        passes=1,
+    )

@@ -139,20 +139,6 @@ def _native(operation: Operation):
     _, shape, out, size, stride, rate, _ = operation
     padding = ops.fixed_padding((size, size), rate)
 
-    def convolution(x, kernel):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            padding,
-            rhs_dilation=(rate, rate),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-    def max_pool(x):
-        window, strides = (1, size, size, 1), (1, stride, stride, 1)
-        return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, ((0, 0), *padding, (0, 0)))
-
     def batch_norm(x, scale, bias):
         wide = x.astype(jnp.float32)
         mean, var = jnp.mean(wide, (0, 1, 2)), jnp.var(wide, (0, 1, 2))
@@ -173,8 +159,8 @@ def _native(operation: Operation):
 
     return {
         "depthwise": lambda x, k: ops.depthwise_native(x, k, stride, rate, padding),
-        "convolution": convolution,
-        "max pool": max_pool,
+        "convolution": lambda x, k: ops.dense_native(x, k, stride, rate, padding),
+        "max pool": lambda x: ops.max_pool_native(x, size, stride, padding),
         "batch norm": batch_norm,
         "upsampling": upsampling,
         "upsampling + cross-entropy": cross_entropy,

@@ -1,7 +1,7 @@
 """The tables over networks: what forward.py and training_step.py share."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import contenders
 import contest
@@ -27,8 +27,11 @@ def main(
     name: str,
     title: str,
     cases: Sequence[str],
-    lineup: Callable[..., list[Contender]],
+    ours: Callable,
+    theirs: Callable,
     *,
+    modes: Sequence[str],
+    variants: Mapping[str, dict] = {},
     size: int,
     batches: Sequence[int],
     passes: int,
@@ -38,7 +41,9 @@ def main(
     Args:
       name, title: of the table.
       cases: the default networks.
-      lineup: (case, size, batch, dtype) → contenders, the first one ours.
+      ours, theirs: makers of contenders.py.
+      modes: torch's.
+      variants: {name: options} of ours beside the plain one.
       size: default height and width of the images.
       batches: default batch sizes.
       passes: arithmetic of a call over that of an inference.
@@ -48,7 +53,7 @@ def main(
     parser.add_argument("--size", type=int, default=size)
     parser.add_argument("--batch", type=int, nargs="+", default=batches)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--modes", nargs="*", help="torch's; all of them unless given")
+    parser.add_argument("--modes", nargs="*", default=modes, help="torch's")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--matrix", type=int, default=2048, help="side of the matrix product")
     parser.add_argument("--name", default=name, help="of the files in results/")
@@ -59,12 +64,11 @@ def main(
         for batch in args.batch:
             print(f"{case}, batch {batch}", flush=True)
             matmul = {"n": args.matrix, "dtype": args.dtype}
-            peers = lineup(case, args.size, batch, args.dtype)
-            if args.modes is not None:
-                names = {"ours", *(f"torch {mode}" for mode in args.modes)}
-                peers = [peer for peer in peers if peer.name in names]
+            options = {"case": case, "size": args.size, "batch": batch, "dtype": args.dtype}
             entrants = [
-                *peers,
+                Contender("ours", ours, options),
+                *(Contender(name, ours, options | more) for name, more in variants.items()),
+                *(Contender(f"torch {m}", theirs, options | {"mode": m}) for m in args.modes),
                 Contender("matrix product", contenders.our_matmul, matmul),
             ]
             results = contest.contest(entrants, rounds=args.rounds)

@@ -148,9 +148,7 @@ def test_max_pool_and_its_gradient_equal_the_window_reduction(shape, size, strid
     x = np.random.default_rng(0).integers(0, 3, (2, *shape, 5)).astype(np.float32)
 
     def native(x):
-        window, steps = (1, size, size, 1), (1, stride, stride, 1)
-        pads = ((0, 0), *padding, (0, 0))
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, steps, pads)
+        return ops.max_pool_native(x, size, stride, padding)
 
     assert_same_with_gradients(
         lambda x: ops.max_pool(x, size, stride, padding), native, x, atol=1e-5

@@ -26,7 +26,7 @@ from deeplab_jax.ops.geometry import (
     strides_and_rates,
 )
 from deeplab_jax.ops.normalization import batch_norm
-from deeplab_jax.ops.pooling import average_pool, max_pool
+from deeplab_jax.ops.pooling import average_pool, max_pool, max_pool_native
 from deeplab_jax.ops.resize import resize_bilinear
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "depthwise_native",
     "fixed_padding",
     "max_pool",
+    "max_pool_native",
     "observing",
     "pair",
     "resize_bilinear",

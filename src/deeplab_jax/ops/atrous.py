@@ -108,7 +108,7 @@ def _valid_taps_fwd(x, kernel, rate, padding):
 
 def _valid_taps_bwd(rate, padding, residuals, dy):
     x, kernel = residuals
-    dy = lax.optimization_barrier(dy)  # as in `pointwise`
+    dy = lax.optimization_barrier(dy)  # as in `_pointwise_bwd`
     # The input's gradient is dy through the mirrored kernel, whose padding is the complement.
     mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
     spans = [(k - 1) * r for k, r in zip(kernel.shape, rate)]
