@@ -5,7 +5,8 @@ import pytest
 from conftest import GOLDEN
 
 from deeplab_jax import ops
-from deeplab_jax.ops import atrous, depthwise
+from deeplab_jax.ops import atrous, depthwise, stem, winograd
+from deeplab_jax.ops.convolution import cpu_form
 
 CASES = [
     (stride, rate, pad) for stride in (1, 2) for rate in (1, 2, 3) for pad in ("same", "fixed")
@@ -62,11 +63,17 @@ def test_depthwise_gradients_at_any_stride_rate_and_padding(case, monkeypatch):
 
 
 def assert_same_with_gradients(ours, native, *arguments, atol=1e-12):
-    expected, expected_vjp = jax.vjp(native, *arguments)
-    y, vjp = jax.vjp(ours, *arguments)
-    dy = np.random.default_rng(9).standard_normal(y.shape).astype(y.dtype)
+    def with_gradients(function, dy, *arguments):
+        y, vjp = jax.vjp(function, *arguments)
+        return y, vjp(dy)
+
+    shape = jax.eval_shape(native, *arguments)
+    dy = np.random.default_rng(9).standard_normal(shape.shape).astype(shape.dtype)
+    with_gradients = jax.jit(with_gradients, static_argnums=0)
+    expected, expected_gradients = with_gradients(native, dy, *arguments)
+    y, gradients = with_gradients(ours, dy, *arguments)
     np.testing.assert_allclose(y, expected, atol=atol)
-    for gradient, wanted in zip(vjp(dy), expected_vjp(dy)):
+    for gradient, wanted in zip(gradients, expected_gradients):
         np.testing.assert_allclose(gradient, wanted, atol=atol)
 
 
@@ -82,9 +89,20 @@ ATROUS_CASES = [
 ]
 
 
-@pytest.mark.parametrize("form", [atrous.valid_taps, atrous.one_product])
-@pytest.mark.parametrize("case", ATROUS_CASES, ids=str)
-def test_atrous_forms_and_their_gradients_equal_the_convolution(case, form):
+CPU_FORMS = [
+    *((form, case) for form in (atrous.valid_taps, atrous.one_product) for case in ATROUS_CASES),
+    *((winograd.winograd, case) for case in ATROUS_CASES if case[0] == (3, 3)),
+    (winograd.winograd, ((3, 3), (7, 10), (1, 1), ((1, 1), (1, 1)))),
+    (winograd.winograd, ((3, 3), (8, 8), (1, 1), ((0, 2), (0, 0)))),
+]
+
+
+def _name(value):
+    return value.__name__ if callable(value) else str(value)
+
+
+@pytest.mark.parametrize(("form", "case"), CPU_FORMS, ids=_name)
+def test_cpu_forms_and_their_gradients_equal_the_convolution(form, case):
     kernel_size, size, rate, padding = case
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -100,27 +118,57 @@ def test_atrous_forms_and_their_gradients_equal_the_convolution(case, form):
 @pytest.mark.parametrize(
     ("x", "kernel", "rate", "form"),
     [
-        ((1, 33, 33, 2048), (3, 3, 2048, 256), 18, "valid_taps"),
-        ((1, 33, 33, 2048), (3, 3, 2048, 21), 12, "one_product"),  # a classifier of v2
-        ((1, 65, 65, 512), (3, 3, 512, 512), 2, "native"),
-        ((1, 129, 129, 64), (3, 3, 64, 64), 1, "native"),
+        ((1, 33, 33, 2048), (3, 3, 2048, 256), 6, winograd.winograd),
+        ((1, 33, 33, 2048), (3, 3, 2048, 256), 18, atrous.valid_taps),
+        ((1, 33, 33, 2048), (3, 3, 2048, 21), 12, atrous.one_product),  # a classifier of v2
+        ((1, 65, 65, 512), (3, 3, 512, 512), 2, winograd.winograd),
+        ((1, 65, 65, 512), (4, 4, 512, 512), 2, None),
+        ((1, 129, 129, 64), (3, 3, 64, 64), 1, winograd.winograd),
+        ((1, 129, 129, 64), (3, 3, 64, 21), 1, None),
+        ((1, 5, 5, 256), (3, 3, 256, 256), 1, None),
     ],
 )
-def test_the_form_of_an_atrous_convolution_follows_its_shape(x, kernel, rate, form):
+def test_the_form_of_a_dense_convolution_follows_its_shape(x, kernel, rate, form):
     padding = ops.fixed_padding(kernel[:2], rate)
-    assert atrous.form(x, kernel, ops.pair(rate), padding) == form
+    assert cpu_form(x, kernel, ops.pair(rate), padding, "float32") is form
 
 
-@pytest.mark.parametrize("channels", [(64, 4), (8, 8)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_dense_atrous_convolution_equals_the_native_one(dtype, channels):
+@pytest.mark.parametrize(
+    ("size", "padding"),
+    [((9, 12), ((1, 1), (1, 1))), ((8, 7), ((0, 1), (0, 0))), ((13, 6), ((2, 3), (0, 2)))],
+    ids=str,
+)
+def test_the_stem_on_pixel_pairs_and_its_gradients(size, padding):
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((2, 9, 11, channels[0])), dtype)
+
+    def native(x, kernel):
+        return ops.dense_native(x, kernel, 2, 1, padding)
+
+    with jax.enable_x64(True):
+        x, kernel = rng.standard_normal((2, *size, 3)), rng.standard_normal((3, 3, 3, 4))
+        assert_same_with_gradients(
+            lambda x, k: stem.pixel_pairs(x, k, padding, native), native, x, kernel
+        )
+
+
+def test_bfloat16_is_left_out_of_winograds_differences():
+    shapes = (1, 65, 65, 64), (3, 3, 64, 64)
+    assert cpu_form(*shapes, (1, 1), ((1, 1), (1, 1)), "bfloat16") is None
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "rate"),
+    [((9, 11), (64, 4), 4), ((9, 11), (8, 8), 4), ((25, 26), (48, 32), 1), ((26, 33), (32, 40), 2)],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dense_convolution_equals_the_native_one(dtype, size, channels, rate):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, *size, channels[0])), dtype)
     kernel = jnp.asarray(rng.standard_normal((3, 3, *channels)) / 24, dtype)
-    padding = ops.fixed_padding((3, 3), 4)
+    padding = ops.fixed_padding((3, 3), rate)
 
     def run(function):
-        y, vjp = jax.vjp(lambda x, k: function(x, k, 1, 4, padding), x, kernel)
+        y, vjp = jax.vjp(lambda x, k: function(x, k, 1, rate, padding), x, kernel)
         return y, *vjp(jnp.ones_like(y))
 
     for ours, native in zip(run(ops.conv2d), run(ops.dense_native)):

@@ -18,33 +18,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deeplab_jax.ops.geometry import Padding
+from deeplab_jax.ops.geometry import Padding, output_size
 from deeplab_jax.ops.windows import pad
 
 
-def form(x_shape, kernel_shape, rate: tuple[int, int], padding: Padding) -> str:
-    """The fastest form on CPU, "native", "valid_taps" or "one_product", by benchmarks/NOTES.md."""
-    if rate == (1, 1):
-        return "native"
+def share_inside(x_shape, kernel_shape, rate: tuple[int, int], padding: Padding) -> float:
+    """The share of all taps of all outputs that does not fall into the padding."""
     share = 1.0
-    for axis in (0, 1):
-        axis_taps = _taps(x_shape[axis + 1], kernel_shape[axis], rate[axis], padding[axis])
-        reads = sum(stop - start for start, stop, _ in axis_taps)
-        size = _output_size(x_shape[axis + 1], kernel_shape[axis], rate[axis], padding[axis])
-        share *= reads / (kernel_shape[axis] * size)
-    inputs, features = kernel_shape[2:]
-    if inputs < 16 * features and share < 0.85:
-        return "valid_taps"
-    return "one_product" if inputs >= 4 * features else "native"
-
-
-def _output_size(size, kernel, rate, padding):
-    return size + sum(padding) - (kernel - 1) * rate
+    for axis in zip(x_shape[1:3], kernel_shape, rate, padding):
+        reads = sum(stop - start for start, stop, _ in _taps(*axis))
+        share *= reads / (axis[1] * output_size(*axis))
+    return share
 
 
 def _taps(size, kernel, rate, padding) -> list[tuple[int, int, int]]:
     """(start, stop, shift) a tap: outputs start..stop read inside, each at its place + shift."""
-    output = _output_size(size, kernel, rate, padding)
+    output = output_size(size, kernel, rate, padding)
     taps = []
     for tap in range(kernel):
         shift = tap * rate - padding[0]
@@ -79,11 +68,10 @@ def _dot(x, kernel):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def valid_taps(x: jax.Array, kernel: jax.Array, rate: tuple[int, int], padding: Padding):
     """x [B, H, W, I], kernel [kh, kw, I, O] → [B, H', W', O]."""
-    kh, kw, _, features = kernel.shape
-    rows = _taps(x.shape[1], kh, rate[0], padding[0])
-    columns = _taps(x.shape[2], kw, rate[1], padding[1])
-    height = _output_size(x.shape[1], kh, rate[0], padding[0])
-    width = _output_size(x.shape[2], kw, rate[1], padding[1])
+    axes = list(zip(x.shape[1:3], kernel.shape, rate, padding))
+    rows, columns = (_taps(*axis) for axis in axes)
+    height, width = (output_size(*axis) for axis in axes)
+    features = kernel.shape[3]
     bands = []
     for top, bottom, row_taps in _regions(rows, height):
         band = []
@@ -173,6 +161,6 @@ def _shifts(x_shape, kernel, rate, padding) -> list[tuple[tuple[int, int], tuple
     axes = []
     for axis in (0, 1):
         size, span = x_shape[axis + 1], (kernel[axis], rate[axis], padding[axis])
-        grow = _output_size(size, *span) - size
+        grow = output_size(size, *span) - size
         axes.append([(-shift, grow + shift) for *_, shift in _taps(size, *span)])
     return [(down, across) for down in axes[0] for across in axes[1]]

@@ -2,16 +2,19 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from deeplab_jax.ops import atrous
+from deeplab_jax.ops import atrous, winograd
 from deeplab_jax.ops.depthwise import depthwise
-from deeplab_jax.ops.geometry import Padding, Rate, pair
+from deeplab_jax.ops.geometry import Padding, Rate, output_size, pair
+from deeplab_jax.ops.stem import pixel_pairs
 
 
 class Convolution(NamedTuple):
@@ -63,11 +66,39 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, rate: Rate, padding: Pa
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         return _pointwise(x[:, ::stride, ::stride], kernel[0, 0])
     native = functools.partial(dense_native, stride=stride, rate=rate, padding=padding)
-    form = "native" if stride > 1 else atrous.form(x.shape, kernel.shape, pair(rate), padding)
-    if form == "native":
+    if stride == 2 and kernel.shape[:2] == (3, 3) and kernel.shape[2] <= 4 and pair(rate) == (1, 1):
+        rewritten = functools.partial(pixel_pairs, padding=padding, native=native)
+    elif stride == 1 and (form := cpu_form(x.shape, kernel.shape, pair(rate), padding, x.dtype)):
+        rewritten = functools.partial(form, rate=pair(rate), padding=padding)
+    else:
         return native(x, kernel)
-    rewritten = functools.partial(getattr(atrous, form), rate=pair(rate), padding=padding)
     return lax.platform_dependent(x, kernel, cpu=rewritten, default=native)
+
+
+def cpu_form(x, kernel, rate: tuple[int, int], padding: Padding, dtype) -> Callable | None:
+    """The fastest form of a convolution of stride 1 on CPU, by benchmarks/NOTES.md.
+
+    Args:
+      x, kernel: shapes [B, H, W, I], [kh, kw, I, O].
+      rate, padding, dtype: of the convolution.
+
+    Returns:
+      `winograd`, `atrous.valid_taps`, `atrous.one_product`, or None for XLA's own.
+    """
+    inputs, features = kernel[2:]
+    inside = atrous.share_inside(x, kernel, rate, padding)
+    size = tuple(map(output_size, x[1:3], kernel, rate, padding))
+    # Pixels times products of each form. Winograd's differences would lose bfloat16's few digits;
+    # transforming its kernel takes the time of some 32 tiles.
+    if kernel[:2] == (3, 3) and min(inputs, features) >= 32 and jnp.dtype(dtype).itemsize >= 4:
+        tiles = x[0] * math.prod(winograd.tiles(size, rate)) * math.prod(rate)
+        if 16 * (tiles + 32) < 0.9 * inside * 9 * x[0] * math.prod(size):
+            return winograd.winograd
+    if rate == (1, 1):
+        return None
+    if inputs < 16 * features and inside < 0.85:
+        return atrous.valid_taps
+    return atrous.one_product if inputs >= 4 * features else None
 
 
 def dense_native(x, kernel, stride: int, rate: Rate, padding: Padding) -> jax.Array:

@@ -90,6 +90,11 @@ def fixed_padding(kernel: tuple[int, int], rate: Rate = 1) -> Padding:
     return tuple((t // 2, t - t // 2) for t in totals)
 
 
+def output_size(size: int, kernel: int, rate: int, padding: tuple[int, int]) -> int:
+    """Outputs of a convolution of stride 1, along one axis."""
+    return size + sum(padding) - (kernel - 1) * rate
+
+
 def pair(rate: Rate) -> tuple[int, int]:
     """A rate as (height, width)."""
     return (rate, rate) if isinstance(rate, int) else tuple(rate)
