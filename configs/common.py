@@ -21,15 +21,20 @@ def base() -> ConfigDict:
     model.output_stride = 16
     model.atrous_rates = FieldReference("auto", field_type=object)  # "auto", None or a tuple
     model.multi_grid = placeholder(tuple)
+    model.blocks = 4  # of ResNet; up to 7 in [V3]'s cascade
     model.image_pooling = True
     model.separable = True
     model.aspp_channels = 256
-    model.decoder_output_stride = placeholder(int)
+    # A stride, several from coarse to fine, or None.
+    model.decoder_output_stride = FieldReference(None, field_type=object)
     model.decoder_channels = 256
     model.decoder_convs = 2
+    model.decoder_kernel_size = 3
     model.low_level_channels = 48
     model.width_multiplier = 1.0
     model.align_corners = True
+    model.auxiliary = False  # a second classifier, for training
+    model.xception_depthwise = "norm"
     # Conventions of weights that were trained elsewhere; `models.build` explains them.
     model.context = "aspp"
     model.image_pooling_crop_size = placeholder(tuple)

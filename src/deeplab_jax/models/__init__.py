@@ -1,6 +1,7 @@
 """Builds any model of the papers from the keywords of `config.model`."""
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ from deeplab_jax import ops
 from deeplab_jax.models import mobilenet_v3, resnet, xception
 from deeplab_jax.models.aspp import ASPP, DensePredictionCell
 from deeplab_jax.models.deeplab import Decoder, DeepLab
-from deeplab_jax.models.fcn import FCN
+from deeplab_jax.models.fcn import FCN, FCNHead
 from deeplab_jax.models.layers import BatchNorm
 from deeplab_jax.models.lraspp import LRASPP
 from deeplab_jax.models.mobilenet_v2 import MobileNetV2
@@ -20,25 +21,31 @@ from deeplab_jax.models.v2 import DeepLabV2, MultiScale
 from deeplab_jax.models.xception import Xception
 
 NAMES = ("fcn", "v2", "v3", "v3plus")
-CONTEXTS = ("aspp", "dpc", "lraspp")
+CONTEXTS = ("aspp", "dpc", "lraspp", "none")
 BACKBONES = (*resnet.VARIANTS, *xception.UNITS, "mobilenet_v2", *mobilenet_v3.BLOCKS)
-OUTPUT_STRIDES = (8, 16, 32)
+OUTPUT_STRIDES = (8, 16, 32, 64, 128, 256)  # past 32: [V3]'s cascade with every stride
 
 # Atrous rates and the output stride they are for ([V2] Sec. 4.1.2, [V3] Sec. 3.3).
 V2_RATES, V3_RATES = ((6, 12, 18, 24), 8), ((6, 12, 18), 16)
 # (decay of the running statistics, epsilon) of the official code.
-BACKBONE_NORM = {"resnet": (0.95, 1e-5), "xception": (0.9997, 1e-3), "mobilenet": (0.997, 1e-3)}
+BACKBONE_NORM = {
+    "resnet": (0.95, 1e-5),
+    "xception": (0.9997, 1e-3),
+    "mobilenet": (0.997, 1e-3),
+    "own": (0.997, 1e-3),
+}
 HEAD_NORM = (0.9997, 1e-5)
 
 
 def build(
     name: str,
-    backbone: str,
+    backbone: str | Callable[..., nn.Module],
     num_classes: int,
     *,
     output_stride: int = 16,
     atrous_rates: Sequence[int] | str | None = "auto",
     multi_grid: Sequence[int] | None = None,
+    blocks: int = 4,
     context: str = "aspp",
     image_pooling: bool = True,
     image_pooling_crop_size: tuple[int, int] | None = None,
@@ -48,11 +55,14 @@ def build(
     depthwise_norm: bool = True,
     aspp_channels: int = 256,
     aspp_convs: int = 0,
-    decoder_output_stride: int | None = 4,
+    decoder_output_stride: int | Sequence[int] | None = 4,
     decoder_channels: int = 256,
     decoder_convs: int = 2,
+    decoder_kernel_size: int = 3,
     low_level_channels: int = 48,
     low_level: str | None = None,
+    auxiliary: bool = False,
+    xception_depthwise: str = "norm",
     width_multiplier: float = 1.0,
     align_corners: bool = True,
     padding: str = "same",
@@ -72,15 +82,20 @@ def build(
     Args:
       name: "v3plus" ([V3+], with decoder), "v3" ([V3], without), "v2" ([V2], a sum of atrous
         classifiers) or "fcn" (the plain head of PyTorch's fcn_resnet50).
-      backbone: one of `BACKBONES`; models/resnet.py tells the shapes of ResNet.
+      backbone: one of `BACKBONES` (models/resnet.py tells the shapes of ResNet), or an encoder of
+        your own, as a callable or as "module:attribute": called with output_stride, norm, dtype
+        and name, it makes a module that takes (images, train) and returns {"features",
+        "low_level_4", ...}.
       num_classes: including background.
-      output_stride: input size over feature size: 8, 16 or 32.
+      output_stride: input size over feature size: 8, 16 or 32; with `blocks` up to 256.
       atrous_rates: of the 3x3 branches. "auto" follows the output stride (32 → 3,6,9; 16 →
         6,12,18; 8 → 12,24,36; v2 at 8 → 6,12,18,24); None or () leaves these branches out.
       multi_grid: rates inside the last block, relative to the block's own (ResNet, Xception);
         None is (1, 1, 1).
-      context: of v3 and v3plus: "aspp", "dpc" (the dense prediction cell of xception_71_dpc) or
-        "lraspp" (MobileNetV3's, with a decoder that sums two classifiers).
+      blocks: of ResNet: 4, or up to 7 in [V3]'s cascade.
+      context: of v3 and v3plus: "aspp", "dpc" (the dense prediction cell of xception_71_dpc),
+        "lraspp" (MobileNetV3's, with a decoder that sums two classifiers) or "none" (the cascade:
+        logits on the backbone).
       image_pooling: image-level features in the ASPP.
       image_pooling_crop_size, image_pooling_stride: image size (height, width) that is pooled into
         one feature, and the step between them at feature resolution; None pools all there is.
@@ -90,12 +105,16 @@ def build(
       aspp_channels: channels of each ASPP branch and of its projection.
       aspp_convs: 3x3 convolutions behind the ASPP's projection (PyTorch's ports: 1).
       decoder_output_stride: stride of the decoder's low-level features (4, 8 or 16, at most
-        output_stride); None is no decoder. v3 has none whatever this says.
-      decoder_channels, decoder_convs, low_level_channels: of the decoder's 3x3 convolutions, and
-        the channels its low-level features are reduced to ([V3+] Tables 1 and 2).
+        output_stride); (8, 4) refines in two stages; None is no decoder. v3 has none whatever this
+        says.
+      decoder_channels, decoder_convs, decoder_kernel_size, low_level_channels: of the decoder's
+        convolutions, and the channels its low-level features are reduced to ([V3+] Tables 1 and 2).
       low_level: where the decoder taps the backbone: "inner", inside the unit that strides next
         (the official code), or "output", the last unit at that stride (PyTorch's ports). None is
         the backbone's own; for the MobileNets alone.
+      auxiliary: of v3 and v3plus: a second classifier on the features before the last block; the
+        output in training is then {"logits", "auxiliary"}.
+      xception_depthwise: what follows Xception's depthwise convolutions, see `Xception`.
       width_multiplier: of MobileNetV2.
       align_corners: of the upsampling in the decoder.
       padding: of the MobileNets: "same" (TensorFlow), "fixed" (PyTorch), "block" and
@@ -116,10 +135,18 @@ def build(
       ValueError: for an unknown or impossible choice, naming those there are.
     """
     _check("name", name, NAMES)
-    _check("backbone", backbone, BACKBONES)
+    own = callable(backbone) or ":" in backbone
+    if not own:
+        _check("backbone", backbone, BACKBONES)
     _check("output_stride", output_stride, OUTPUT_STRIDES)
     _check("context", context, CONTEXTS)
-    _check("decoder_output_stride", decoder_output_stride, (None, 4, 8, 16))
+    strides = decoder_output_stride
+    strides = (strides or ()) if not isinstance(strides, int) else (strides,)
+    for stride in strides:
+        _check("decoder_output_stride", stride, (4, 8, 16))
+    if list(strides) != sorted(set(strides), reverse=True):
+        raise ValueError(f"decoder_output_stride {strides} must go from coarse to fine")
+    _check("decoder_kernel_size", decoder_kernel_size, (1, 3))
     _check("low_level", low_level, (None, "inner", "output"))
     _check("dtype", dtype, ("float32", "bfloat16", "float64"))
     if isinstance(atrous_rates, str):
@@ -127,18 +154,19 @@ def build(
         given = V2_RATES if name == "v2" else V3_RATES
         atrous_rates = ops.default_atrous_rates(output_stride, *given)
     rates = tuple(atrous_rates or ())
-    if name == "v3plus" and (decoder_output_stride or 0) > output_stride:
+    if name == "v3plus" and max(strides, default=0) > output_stride:
         raise ValueError(
             f"decoder_output_stride {decoder_output_stride} is coarser than the features, which "
             f"have output_stride {output_stride}"
         )
 
-    family = backbone.split("_")[0]
-    decay, epsilon = BACKBONE_NORM[family]
+    decay, epsilon = BACKBONE_NORM["own" if own else backbone.split("_")[0]]
     encoder = _encoder(
         backbone,
         output_stride=output_stride,
         multi_grid=multi_grid,
+        blocks=blocks,
+        xception_depthwise=xception_depthwise,
         width_multiplier=width_multiplier,
         padding=padding,
         dilation_start=dilation_start,
@@ -163,16 +191,16 @@ def build(
             raise ValueError("v2 sums one classifier a rate: atrous_rates must not be empty")
         network = DeepLabV2(encoder, rates, num_classes)
     elif name == "fcn":
-        network = FCN(encoder, common["norm"], num_classes, common["dtype"])
+        network = FCN(encoder, partial(FCNHead, num_classes=num_classes, **common))
     elif context == "lraspp":
-        if name != "v3plus" or decoder_output_stride is None or not image_pooling:
+        if name != "v3plus" or len(strides) != 1 or not image_pooling:
             raise ValueError(
-                "context 'lraspp' is v3plus with a decoder_output_stride and image_pooling"
+                "context 'lraspp' is v3plus with one decoder_output_stride and image_pooling"
             )
         network = LRASPP(
             encoder,
             features=aspp_channels,
-            decoder_output_stride=decoder_output_stride,
+            decoder_output_stride=strides[0],
             num_classes=num_classes,
             align_corners=align_corners,
             **pooling,
@@ -184,6 +212,8 @@ def build(
             gather = partial(
                 DensePredictionCell, output_stride, aspp_channels, **common, name="cell"
             )
+        elif context == "none":
+            gather = None
         else:
             gather = partial(
                 ASPP,
@@ -196,29 +226,50 @@ def build(
                 **common,
                 name="aspp",
             )
-        decoder = None
-        if name == "v3plus" and decoder_output_stride is not None:
-            if decoder_separable is not None:
-                separables["separable"] = decoder_separable
-            decoder = partial(
-                Decoder,
-                low_level_features=low_level_channels,
-                features=decoder_channels,
-                convs=decoder_convs,
-                align_corners=align_corners,
-                **separables,
-                **common,
-            )
-        network = DeepLab(encoder, gather, decoder, decoder_output_stride, num_classes)
+        if decoder_separable is not None:
+            separables["separable"] = decoder_separable
+        decoder = partial(
+            Decoder,
+            low_level_features=low_level_channels,
+            features=decoder_channels,
+            convs=decoder_convs,
+            kernel_size=decoder_kernel_size,
+            align_corners=align_corners,
+            **separables,
+            **common,
+        )
+        network = DeepLab(
+            encoder,
+            gather,
+            decoder,
+            strides if name == "v3plus" else (),
+            partial(FCNHead, num_classes=num_classes, **common) if auxiliary else None,
+            num_classes,
+        )
     if input_scales:
         network = MultiScale(network, tuple(input_scales), align_corners, fuse_upsampled)
     return network
 
 
 def _encoder(
-    backbone, *, multi_grid, width_multiplier, padding, dilation_start, low_level, **common
+    backbone,
+    *,
+    multi_grid,
+    blocks,
+    xception_depthwise,
+    width_multiplier,
+    padding,
+    dilation_start,
+    low_level,
+    remat,
+    **common,
 ):
     """What makes the backbone; refuses the choices that do not apply to it."""
+    if callable(backbone):
+        return partial(backbone, **common)
+    if ":" in backbone:
+        return partial(_imported(backbone), **common)
+    common["remat"] = remat
     mobile = backbone.startswith("mobilenet")
     _check("dilation_start", dilation_start, (None, "after", "at", "next_stage"))
     if width_multiplier != 1 and backbone != "mobilenet_v2":
@@ -227,6 +278,12 @@ def _encoder(
         raise ValueError(f"multi_grid does not apply to {backbone}")
     if multi_grid and len(multi_grid) != 3:
         raise ValueError(f"multi_grid takes three rates, not {tuple(multi_grid)}")
+    _check("blocks", blocks, range(4, resnet.MAX_BLOCKS + 1))
+    if blocks > 4 and backbone not in resnet.VARIANTS:
+        raise ValueError(f"blocks applies to ResNet, not to {backbone}")
+    _check("xception_depthwise", xception_depthwise, ("norm", "norm_relu", "bare"))
+    if xception_depthwise != "norm" and backbone not in xception.UNITS:
+        raise ValueError(f"xception_depthwise applies to Xception, not to {backbone}")
     if not mobile and (padding != "same" or low_level):
         raise ValueError(f"padding and low_level apply to the MobileNets, not to {backbone}")
     if dilation_start == "next_stage" and backbone != "mobilenet_v2":
@@ -255,10 +312,25 @@ def _encoder(
         )
     grid = tuple(multi_grid or (1, 1, 1))
     if backbone in resnet.VARIANTS:
-        return partial(ResNet, backbone, multi_grid=grid, dilation_start=dilation_start, **common)
+        return partial(
+            ResNet,
+            backbone,
+            blocks=blocks,
+            multi_grid=grid,
+            dilation_start=dilation_start,
+            **common,
+        )
     if dilation_start not in (None, "after"):
         raise ValueError(f"dilation_start {dilation_start!r} does not apply to {backbone}")
-    return partial(Xception, backbone, multi_grid=grid, **common)
+    return partial(Xception, backbone, multi_grid=grid, depthwise=xception_depthwise, **common)
+
+
+def _imported(name: str) -> Callable[..., nn.Module]:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"backbone {name!r}: {error}") from error
 
 
 def _norm(decay: float, epsilon: float, dtype: str):

@@ -1,6 +1,7 @@
 """DeepLabv3 ([V3]) and DeepLabv3+ ([V3+]): backbone → context → (decoder) → logits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,23 +17,29 @@ class DeepLab(nn.Module):
 
     Attributes:
       backbone: makes the encoder; a module returning named endpoints.
-      context: makes what gathers context, the ASPP; it is called with a dropout.
-      decoder: makes the v3+ decoder; None is v3, whose logits sit on the ASPP itself.
-      decoder_output_stride: stride of the low-level features the decoder refines with.
+      context: makes what gathers context, the ASPP; it is called with a dropout. None is [V3]'s
+        cascade, whose logits sit on the backbone.
+      decoder: makes a stage of the v3+ decoder.
+      decoder_output_strides: of the low-level features that each stage refines with, coarse to
+        fine; none is v3, whose logits sit on the context.
+      auxiliary: makes a second classifier, on the features before the last block, for training.
       num_classes: channels of the logits, background included.
     """
 
     backbone: Callable[..., nn.Module]
-    context: Callable[..., nn.Module]
-    decoder: Callable[..., nn.Module] | None
-    decoder_output_stride: int | None
+    context: Callable[..., nn.Module] | None
+    decoder: Callable[..., nn.Module]
+    decoder_output_strides: Sequence[int]
+    auxiliary: Callable[..., nn.Module] | None
     num_classes: int
 
     @nn.compact
     def __call__(
         self, images: jax.Array, *, train: bool = False, train_batch_norm: bool | None = None
-    ) -> jax.Array:
+    ) -> jax.Array | dict[str, jax.Array]:
         """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32.
+
+        With an auxiliary classifier, training gives {"logits", "auxiliary"}.
 
         Args:
           images: normalised; any H, W and any number of channels.
@@ -43,11 +50,17 @@ class DeepLab(nn.Module):
         batch_norm = train if train_batch_norm is None else train_batch_norm
         dropout = nn.Dropout(0.1, deterministic=not train)
         endpoints = self.backbone(name="backbone")(images, train=batch_norm)
-        x = self.context()(endpoints["features"], batch_norm, dropout)
-        if self.decoder is not None:
-            low_level = endpoints[f"low_level_{self.decoder_output_stride}"]
-            x = self.decoder(name="decoder")(x, low_level, train=batch_norm)
-        return Logits(self.num_classes, name="logits")(x)
+        x = endpoints["features"]
+        if self.context is not None:
+            x = self.context()(x, batch_norm, dropout)
+        for stride in self.decoder_output_strides:
+            name = "decoder" if len(self.decoder_output_strides) == 1 else f"decoder_{stride}"
+            x = self.decoder(name=name)(x, endpoints[f"low_level_{stride}"], train=batch_norm)
+        logits = Logits(self.num_classes, name="logits")(x)
+        if self.auxiliary is None or not (train or self.is_initializing()):
+            return logits
+        auxiliary = self.auxiliary(name="auxiliary")(endpoints["low_level_16"], batch_norm, train)
+        return {"logits": logits, "auxiliary": auxiliary}
 
 
 class Decoder(nn.Module):
@@ -55,8 +68,9 @@ class Decoder(nn.Module):
 
     Attributes:
       low_level_features: channels the low-level features are reduced to (Table 1: 48).
-      features: channels of the refining 3x3 convolutions (Table 2: 256).
+      features: channels of the refining convolutions (Table 2: 256).
       convs: how many of them (Table 2: two).
+      kernel_size: of them: 3 (Table 2) or 1.
       separable: atrous separable 3x3 convolutions instead of dense ones.
       depthwise_norm: batch norm and ReLU between the halves of the separable ones.
       align_corners: of the bilinear upsampling.
@@ -65,6 +79,7 @@ class Decoder(nn.Module):
     low_level_features: int
     features: int
     convs: int
+    kernel_size: int
     separable: bool
     depthwise_norm: bool
     align_corners: bool
@@ -78,12 +93,10 @@ class Decoder(nn.Module):
         low_level = ConvBN(self.low_level_features, **common, name="low_level")(low_level, train)
         context = ops.resize_bilinear(context, low_level.shape[1:3], self.align_corners)
         x = jnp.concatenate([context, low_level], axis=-1)
+        conv = partial(ConvBN, self.features, **common)
+        if self.kernel_size == 3:
+            separables = {"separable": self.separable, "depthwise_norm": self.depthwise_norm}
+            conv = partial(Conv3x3, self.features, **separables, **common)
         for i in range(self.convs):
-            x = Conv3x3(
-                self.features,
-                separable=self.separable,
-                depthwise_norm=self.depthwise_norm,
-                **common,
-                name=f"conv{i}",
-            )(x, train)
+            x = conv(name=f"conv{i}")(x, train)
         return x

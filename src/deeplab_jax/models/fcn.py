@@ -11,18 +11,15 @@ from deeplab_jax.models.layers import ConvBN, Logits
 
 
 class FCN(nn.Module):
-    """Backbone → 3x3 convolution to a quarter of the channels → classifier.
+    """Backbone → `FCNHead`.
 
     Attributes:
       backbone: makes the encoder; a module returning named endpoints.
-      norm: makes the batch norm of the head.
-      num_classes: channels of the logits, background included.
+      head: makes the head.
     """
 
     backbone: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-    num_classes: int
-    dtype: Any = jnp.float32
+    head: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(
@@ -31,8 +28,31 @@ class FCN(nn.Module):
         """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
         batch_norm = train if train_batch_norm is None else train_batch_norm
         x = self.backbone(name="backbone")(images, train=batch_norm)["features"]
+        head = self.head()
+        nn.share_scope(self, head)
+        return head(x, batch_norm, train)
+
+
+class FCNHead(nn.Module):
+    """3x3 convolution to a quarter of the channels → dropout → classifier.
+
+    Also the auxiliary classifier of PSPNet and PyTorch's DeepLabv3, on the features before the last
+    block.
+
+    Attributes:
+      norm: makes the batch norm.
+      num_classes: channels of the logits, background included.
+    """
+
+    norm: Callable[..., nn.Module]
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train_batch_norm: bool, train: bool) -> jax.Array:
+        """x [B, h, w, I] → logits [B, h, w, num_classes] float32; `train` lets dropout act."""
         x = ConvBN(x.shape[-1] // 4, self.norm, kernel_size=3, dtype=self.dtype, name="conv")(
-            x, batch_norm
+            x, train_batch_norm
         )
         x = nn.Dropout(0.1, deterministic=not train)(x)
         return Logits(self.num_classes, name="logits")(x)

@@ -19,6 +19,7 @@ from deeplab_jax.models.layers import ConvBN, rematerialised
 
 UNITS = {"resnet_50": (3, 4, 6, 3), "resnet_101": (3, 4, 23, 3)}  # units of blocks 1 to 4
 BLOCK_STRIDES = (1, 2, 2, 2)
+MAX_BLOCKS = 7
 
 
 class Shape(NamedTuple):
@@ -46,7 +47,10 @@ class ResNet(nn.Module):
       variant: a key of `VARIANTS`.
       output_stride: 8, 16 or 32.
       norm: makes a batch norm.
-      multi_grid: rates of the units of block 4, relative to the block's own ([V3] Sec. 3.2.1).
+      blocks: 4, or up to 7: block 4 again, in cascade, each with a stride to turn into a rate
+        ([V3] Sec. 3.2, Fig. 3).
+      multi_grid: rates of the units of block 4 and its copies, relative to the block's own ([V3]
+        Sec. 3.2.1).
       dilation_start: see `ops.strides_and_rates`; None is the shape's own.
       remat: compute a unit's activations again in the backward pass, to save memory.
     """
@@ -54,6 +58,7 @@ class ResNet(nn.Module):
     variant: str
     output_stride: int
     norm: Callable[..., nn.Module]
+    blocks: int = 4
     multi_grid: Sequence[int] = (1, 1, 1)
     dilation_start: str | None = None
     remat: bool = False
@@ -63,9 +68,12 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         name, suffix = VARIANTS[self.variant]
         shape = SHAPES[suffix]
+        copies = self.blocks - 4
+        counts = UNITS[name] + copies * UNITS[name][-1:]
+        outgoing = _outgoing(BLOCK_STRIDES + copies * BLOCK_STRIDES[-1:], shape.strided_unit)
         blocks = [
             _block_strides(count, stride, shape.strided_unit)
-            for count, stride in zip(UNITS[name], _outgoing(shape.strided_unit))
+            for count, stride in zip(counts, outgoing)
         ]
         plan = ops.strides_and_rates(
             [2, 2, *(stride for block in blocks for stride in block)],
@@ -92,22 +100,22 @@ class ResNet(nn.Module):
 
         unit_class = rematerialised(Bottleneck, self.remat)
         endpoints, units = {}, iter(plan[2:])
-        for block, count in enumerate(UNITS[name], start=1):
+        for block, count in enumerate(counts, start=1):
             for unit in range(1, count + 1):
                 stride, rate = next(units)
-                if block == 4:
+                if block >= 4:
                     rate *= self.multi_grid[unit - 1]
                 x, conv3 = unit_class(
-                    64 * 2 ** (block - 1),
+                    64 * 2 ** min(block - 1, 3),
                     stride,
                     rate,
                     shape.strided_conv,
                     **common,
                     name=f"block{block}_unit{unit}",
                 )(x, train)
-                if unit == count - 1 and shape.low_level == "inner":
+                if unit == count - 1 and shape.low_level == "inner" and block <= 4:
                     endpoints[f"low_level_{2 * 2**block}"] = conv3
-            if shape.low_level == "output":
+            if shape.low_level == "output" and block <= 4:
                 endpoints[f"low_level_{2 * 2**block}"] = x
         return endpoints | {"features": x}
 
@@ -149,9 +157,9 @@ class Bottleneck(nn.Module):
         return nn.relu(x + shortcut), x
 
 
-def _outgoing(strided_unit: str) -> Sequence[int]:
+def _outgoing(strides: Sequence[int], strided_unit: str) -> Sequence[int]:
     """The stride each block carries: its own, or the next block's in its last unit."""
-    return BLOCK_STRIDES if strided_unit == "first" else (*BLOCK_STRIDES[1:], 1)
+    return strides if strided_unit == "first" else (*strides[1:], 1)
 
 
 def _block_strides(count: int, stride: int, strided_unit: str) -> list[int]:

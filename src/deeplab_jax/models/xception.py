@@ -81,6 +81,8 @@ class Xception(nn.Module):
       variant: a key of `UNITS`.
       output_stride: 8, 16 or 32.
       multi_grid: rates of the three separable convolutions of the last module.
+      depthwise: what follows each depthwise convolution: "norm" (batch norm; the official code),
+        "norm_relu" ([V3+] Sec. 3.2 to the letter) or "bare" (its ablation).
       norm: makes a batch norm.
       remat: compute a unit's activations again in the backward pass, to save memory.
     """
@@ -89,6 +91,7 @@ class Xception(nn.Module):
     output_stride: int
     norm: Callable[..., nn.Module]
     multi_grid: Sequence[int] = (1, 1, 1)
+    depthwise: str = "norm"
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -108,8 +111,9 @@ class Xception(nn.Module):
         endpoints = {}
         for unit, (stride, rate) in zip(units, plan):
             grid = self.multi_grid if unit.name == "exit_block2" else (1, 1, 1)
+            rates = [rate * r for r in grid]
             module = unit_class(
-                unit, stride, [rate * r for r in grid], self.norm, self.dtype, name=unit.name
+                unit, stride, rates, self.depthwise, self.norm, self.dtype, name=unit.name
             )
             x, second_conv = module(x, train)
             if unit.name in decoder:
@@ -128,6 +132,7 @@ class XceptionModule(nn.Module):
     unit: Unit
     stride: int
     rates: Sequence[int]
+    depthwise: str
     norm: Callable[..., nn.Module]
     dtype: Any
 
@@ -136,6 +141,14 @@ class XceptionModule(nn.Module):
         unit = self.unit
         after = None if unit.relu_before else nn.relu
         common = {"norm": self.norm, "dtype": self.dtype, "activation": after}
+        between = (
+            common
+            | {
+                "norm": {"activation": after},
+                "norm_relu": {"activation": nn.relu},
+                "bare": {"activation": None, "norm": None},
+            }[self.depthwise]
+        )
         if unit.relu_shortcut:
             inputs = nn.relu(inputs)
         x, outputs = inputs, []
@@ -147,7 +160,7 @@ class XceptionModule(nn.Module):
             if unit.relu_before:
                 x = nn.relu(x)
             x = DepthwiseConvBN(
-                stride=stride, rate=rate, padding="fixed", **common, name=f"{name}_depthwise"
+                stride=stride, rate=rate, padding="fixed", **between, name=f"{name}_depthwise"
             )(x, train)
             x = ConvBN(features, **common, name=f"{name}_pointwise")(x, train)
             outputs.append(x)
