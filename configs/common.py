@@ -115,26 +115,55 @@ def synthetic(config: ConfigDict) -> None:
     config.data.scale_factor_step_size = 0.0
     config.data.cache = True
     config.model.num_classes = 9
-    config.model.atrous_rates = (2, 4, 6)  # 6, 12, 18 would see only padding on 13x13 features
+    if config.model.atrous_rates == "auto":
+        config.model.atrous_rates = (2, 4, 6)  # 6, 12, 18 would see only padding on 13x13 features
     config.eval.batch_size = 10
 
 
 def voc(config: ConfigDict) -> None:
     """PASCAL VOC 2012 with the SBD annotations ([V3+] Sec. 4)."""
     config.data.name = "voc"
-    config.data.train_split = "train_aug"
+    if config.data.train_split == "train":
+        config.data.train_split = "train_aug"
     config.model.num_classes = 21
-    config.model.atrous_rates = "auto"
 
 
 def folder(config: ConfigDict) -> None:
     """A user's own images/ and masks/: set data.root and model.num_classes."""
     config.data.name = "folder"
-    config.model.atrous_rates = "auto"
     config.eval.crop_size = None
 
 
 DATASETS = {"synthetic": synthetic, "voc": voc, "folder": folder}
+
+
+def embedded(config: ConfigDict) -> None:
+    """MobileNetV2 at half width, heads of 128 channels: learns the embedded scenes in minutes."""
+    config.model.width_multiplier = 0.5
+    config.model.aspp_channels = 128
+    config.model.decoder_channels = 128
+    config.model.batch_norm_decay = 0.95  # 0.9997 would still be at its start after 1000 steps
+    config.optim.learning_rate = 0.4
+    config.train.batch_size = 8
+    config.train.steps = 1000
+    config.train.eval_every = 500
+    config.train.checkpoint_every = 250
+
+
+def trainval(variants: dict) -> dict:
+    """{"NAME_trainval": its second stage}: stride 8, batch norm frozen ([V3] Sec. 4.1)."""
+
+    def stage(variant):
+        def configure(config):
+            variant(config)
+            config.model.output_stride = 8
+            config.data.train_split = "trainval"
+            config.train.fine_tune_batch_norm = False
+            config.optim.learning_rate = 0.001
+
+        return configure
+
+    return {f"{name}_trainval": stage(variant) for name, variant in variants.items()}
 
 
 def compose(preset: str, variants: dict, default: str, embedded: dict | None = None) -> ConfigDict:

@@ -6,64 +6,52 @@ trains, evaluates and shows MobileNetV2 v3+ at half width on the embedded scenes
 `configs/v3plus.py:VARIANT,DATASET` names another backbone or dataset; a dataset alone takes
 xception_65, the paper's best. `--config.data.root=DIR` says where a dataset lies.
 
-| preset            | paper                    | crop | batch | steps | rate  | OS |
-| xception_65,voc   | Table 5                  | 513  | 16    | 30000 | 0.007 | 16 |
-| xception_71,voc   | Table 7's, on VOC        | 513  | 16    | 30000 | 0.007 | 16 |
-| mobilenet_v2,voc  | v3+ on arXiv 1801.04381  | 513  | 16    | 30000 | 0.007 | 16 |
+| preset                 | paper                   | crop | batch | steps | rate  | OS |
+| xception_65,voc        | Table 5                 | 513  | 16    | 30000 | 0.007 | 16 |
+| xception_71,voc        | Table 7's, on VOC       | 513  | 16    | 30000 | 0.007 | 16 |
+| resnet_101,voc         | Tables 1 to 3           | 513  | 16    | 30000 | 0.007 | 16 |
+| mobilenet_v2,voc       | v3+ on arXiv 1801.04381 | 513  | 16    | 30000 | 0.007 | 16 |
+| mobilenet_v3_large,voc | v3+ on arXiv 1905.02244 | 513  | 16    | 30000 | 0.007 | 16 |
+
+Stages as the paper chains them, each `init_from` the workdir of the one before: COCO, then
+`VARIANT,voc` on train_aug, then `VARIANT_trainval,voc` at output stride 8 with batch norm frozen.
 """
 
 import common
 
 
-def xception_41(config):
-    config.model.backbone = "xception_41"
-    config.model.decoder_output_stride = 4
+def backbone(name):
+    def configure(config):
+        config.model.backbone = name
+        config.model.decoder_output_stride = 4
+
+    return configure
 
 
-def xception_65(config):
-    config.model.backbone = "xception_65"
-    config.model.decoder_output_stride = 4
-
-
-def xception_71(config):
-    config.model.backbone = "xception_71"
-    config.model.decoder_output_stride = 4
-
-
-def mobilenet_v2(config):
-    config.model.backbone = "mobilenet_v2"
-    config.model.decoder_output_stride = 4
+def resnet_101(config):
+    """With multi-grid and dense 3x3 convolutions, as Tables 1 to 3 have it."""
+    backbone("resnet_101_beta")(config)
+    config.model.multi_grid = (1, 2, 4)
+    config.model.separable = False
+    config.optim.weight_decay = 1e-4
 
 
 def mobilenet_v2_torch(config):
     """MobileNetV2 as PyTorch trains it on ImageNet: its trunks (`init_from`) need all of this."""
-    mobilenet_v2(config)
+    backbone("mobilenet_v2")(config)
     config.model.padding = "fixed"
     config.model.batch_norm_epsilon = 1e-5
     config.data.normalization = "imagenet"
 
 
-def mobilenet_v2_embedded(config):
-    """Half width, 128 filters: a DeepLabv3+ that learns the embedded scenes in minutes."""
-    config.model.width_multiplier = 0.5
-    config.model.aspp_channels = 128
-    config.model.decoder_channels = 128
-    config.model.batch_norm_decay = 0.95  # 0.9997 would still be at its start after 1000 steps
-    config.optim.learning_rate = 0.4
-    config.train.batch_size = 8
-    config.train.steps = 1000
-    config.train.eval_every = 500
-    config.train.checkpoint_every = 250
-
-
-VARIANTS = {
-    "xception_41": xception_41,
-    "xception_65": xception_65,
-    "xception_71": xception_71,
-    "mobilenet_v2": mobilenet_v2,
+PAPER = {
+    **{name: backbone(name) for name in ("xception_41", "xception_65", "xception_71")},
+    "resnet_101": resnet_101,
+    **{name: backbone(name) for name in ("mobilenet_v2", "mobilenet_v3_large")},
     "mobilenet_v2_torch": mobilenet_v2_torch,
 }
-EMBEDDED = {"mobilenet_v2": mobilenet_v2_embedded}
+VARIANTS = PAPER | common.trainval(PAPER)
+EMBEDDED = {"mobilenet_v2": common.embedded}
 
 
 def get_config(preset: str = ""):

@@ -1,0 +1,117 @@
+"""Every row of the papers' tables is a config that builds, and every distinct graph trains."""
+
+import functools
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import GOLDEN, ROOT
+from test_models import count
+
+from deeplab_jax import config as configuration
+from deeplab_jax import losses, models
+
+sys.path.append(str(ROOT / "experiments"))
+import papers  # noqa: E402
+
+GOLDEN_PARAMETERS = GOLDEN / "papers_parameters.json"
+# Depth is compile time and nothing else: the steps are trained on the shallower of each family.
+SHALLOW = {
+    "resnet_101_beta": "resnet_50_beta",
+    "resnet_101_caffe": "resnet_50_caffe",
+    "xception_65": "xception_41",
+    "xception_71": "xception_41",
+}
+
+
+@functools.cache
+def configs():
+    """Of every row; one that waits for its dataset takes its classes on files that can be read."""
+    out = []
+    for row in papers.ROWS:
+        overrides, dataset = dict(row.overrides), row.dataset
+        if dataset in papers.WAITING:
+            overrides["model.num_classes"] = papers.WAITING[dataset][1]
+            dataset = "folder"
+        config = configuration.load(f"{ROOT}/configs/{row.config},{dataset}", overrides)
+        configuration.check(config)
+        out.append(config)
+    return out
+
+
+def distinct(keywords):
+    """{name of the first row: keywords} of every distinct graph."""
+    found = {}
+    for row, config in zip(papers.ROWS, configs()):
+        key = json.dumps(keywords(config), sort_keys=True)
+        found.setdefault(key, f"{row.table} {row.label}")
+    return {name: json.loads(key) for key, name in found.items()}
+
+
+def shallow(config):
+    model = dict(config.model)
+    return model | {"num_classes": 3, "backbone": SHALLOW.get(model["backbone"], model["backbone"])}
+
+
+def graphs():
+    training = distinct(lambda config: dict(config.model))
+    evaluation = distinct(configuration.eval_model)
+    return training | {f"{name}, evaluation": model for name, model in evaluation.items()}
+
+
+def test_the_readme_lists_every_row():
+    assert papers.table() in papers.README.read_text()
+    assert len(papers.ROWS) > 130
+
+
+@pytest.mark.parametrize("name", graphs())
+def test_every_distinct_graph_of_the_papers_builds(name):
+    model = graphs()[name]
+    module = models.build(**model)
+    size = (65, 97)
+    output, variables = jax.eval_shape(
+        lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, *size, 3)))
+    )
+    stride = model["output_stride"]
+    if model["name"] == "v3plus" and model["decoder_output_stride"]:
+        stride = np.min(model["decoder_output_stride"])
+    logits = output["logits"] if isinstance(output, dict) else output
+    assert logits.shape == (1, *(-(-n // stride) for n in size), model["num_classes"])
+    parameters = json.loads(GOLDEN_PARAMETERS.read_text())
+    assert count(variables["params"]) == parameters[name.removesuffix(", evaluation")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", distinct(shallow))
+def test_every_distinct_graph_of_the_papers_learns_from_two_images(name):
+    module = models.build(**distinct(shallow)[name])
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.standard_normal((2, 33, 33, 3)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 3, (2, 33, 33)))
+    variables = jax.jit(module.init)(jax.random.key(0), images)
+
+    def loss(params):
+        outputs, _ = module.apply(
+            variables | {"params": params},
+            images,
+            train=True,
+            rngs={"dropout": jax.random.key(1)},
+            mutable=["batch_stats"],
+        )
+        outputs = outputs.values() if isinstance(outputs, dict) else [outputs]
+        return sum(losses.softmax_cross_entropy(logits, labels)[0] for logits in outputs)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def step(params):
+        value, grads = jax.value_and_grad(loss)(params)
+        rate = 1e-2 / (1e-6 + optax.tree.norm(grads))
+        return value, jax.tree.map(lambda p, g: p - rate * g, params, grads)
+
+    before, params = step(variables["params"])
+    after, _ = step(params)
+    assert np.isfinite(before)
+    assert after < before
