@@ -28,6 +28,9 @@ def base() -> ConfigDict:
     model.decoder_channels = 256
     model.decoder_convs = 2
     model.low_level_channels = 48
+    model.fc_kernel_size = 3  # v1, and v2 on VGG-16: LargeFOV
+    model.fc_channels = 1024
+    model.multi_scale_features = False
     model.width_multiplier = 1.0
     model.align_corners = True
     # Conventions of weights that were trained elsewhere; `models.build` explains them.
