@@ -31,6 +31,9 @@ def base() -> ConfigDict:
     model.decoder_convs = 2
     model.decoder_kernel_size = 3
     model.low_level_channels = 48
+    model.fc_kernel_size = 3  # v1, and v2 on VGG-16: LargeFOV
+    model.fc_channels = 1024
+    model.multi_scale_features = False
     model.width_multiplier = 1.0
     model.align_corners = True
     model.auxiliary = False  # a second classifier, for training

@@ -124,6 +124,140 @@ def test_hostile_and_broken_files_are_refused(tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
+# --- VGG-16 ------------------------------------------------------------------------------------
+
+VGG_CHANNELS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+VGG_CONVS = [f"conv{b}_{i}" for b, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]
+
+
+def vgg_weights(source):
+    """(VGG-16 by the names of "torchvision", "slim" or "lpips"; kernels HWIO by our names).
+
+    Small integers, for the 138 million parameters' sake; the biases count their filters.
+    """
+    rng = np.random.default_rng(0)
+    ours = {
+        name: rng.integers(-9, 9, (3, 3, inputs, outputs), np.int8)
+        for name, inputs, outputs in zip(VGG_CONVS, (3, *VGG_CHANNELS), VGG_CHANNELS)
+    }
+    if source != "lpips":
+        ours["fc6"] = rng.integers(-9, 9, (7, 7, 512, 4096), np.int8)
+        ours["fc7"] = rng.integers(-9, 9, (1, 1, 4096, 4096), np.int8)
+        ours["fc8"] = np.zeros((1, 1, 4096, 10), np.int8)
+    weights = {}
+    positions = iter((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28))
+    for i, (name, kernel) in enumerate(ours.items()):
+        bias = np.arange(kernel.shape[-1], dtype=np.int16)
+        if source == "lpips":
+            weights |= {f"Conv_{i}/kernel": kernel, f"Conv_{i}/bias": bias}
+        elif source == "slim":
+            scope = name if name.startswith("fc") else f"{name.split('_')[0]}/{name}"
+            weights |= {f"vgg_16/{scope}/weights": kernel, f"vgg_16/{scope}/biases": bias}
+        elif name.startswith("fc"):
+            scope = f"classifier.{3 * (int(name[2]) - 6)}"
+            flat = kernel.transpose(3, 2, 0, 1).reshape(kernel.shape[-1], -1)  # over C, H, W
+            weights |= {f"{scope}.weight": flat, f"{scope}.bias": bias}
+        else:
+            scope = f"features.{next(positions)}"
+            weights |= {f"{scope}.weight": kernel.transpose(3, 2, 0, 1), f"{scope}.bias": bias}
+    if source == "slim":
+        weights |= {"vgg_16/mean_rgb": np.zeros(3, np.float32), "global_step": np.array(0)}
+    return weights, ours
+
+
+def vgg_model(kernel=3, channels=16, name="v1"):
+    keywords = {"output_stride": 8, "fc_kernel_size": kernel, "fc_channels": channels}
+    return models.build(name, "vgg16", 4, **keywords)
+
+
+def check_fully_connected(params, theirs, taps):
+    """That fc6 and fc7 are `theirs` at the filters which their biases name."""
+    kept6, kept7 = (np.asarray(params[name]["bias"]).astype(int) for name in ("fc6", "fc7"))
+    for kept in (kept6, kept7):
+        assert len(set(kept)) == len(kept)
+    assert (kept6.size == 4096) == np.array_equal(kept6, kept7)
+    fc6 = theirs["fc6"][..., kept6][list(taps)][:, list(taps)]
+    np.testing.assert_array_equal(params["fc6"]["kernel"], fc6)
+    fc7 = theirs["fc7"][:, :, kept6][..., kept7]
+    np.testing.assert_array_equal(params["fc7"]["kernel"], fc7)
+
+
+@pytest.mark.parametrize("source", ["torchvision", "slim"])
+def test_fc6_and_fc7_are_thinned_to_the_model(source):
+    weights, theirs = vgg_weights(source)
+    for kernel, taps in ((3, (0, 3, 6)), (4, (0, 2, 4, 6))):
+        said = []
+        after = importers.load(weights, zeros(vgg_model(kernel)), log=said.append)["params"]
+        for name in VGG_CONVS:
+            np.testing.assert_array_equal(after["backbone"][name]["kernel"], theirs[name])
+            assert after["backbone"][name]["bias"][-1] == theirs[name].shape[-1] - 1
+        check_fully_connected(after, theirs, taps)
+        assert said[-1] == "left as initialised: 2 arrays of logits/bias, logits/kernel"
+        assert any("the ImageNet classifier" in line for line in said)
+    large_fov = vgg_model(channels=1024)
+    after = importers.load(weights, zeros(large_fov))["params"]
+    check_fully_connected(after, theirs, (0, 3, 6))
+    again = importers.load(weights, zeros(large_fov))["params"]
+    jax.tree.map(np.testing.assert_array_equal, again, after)
+    with pytest.raises(WeightsError, match=r"but params/fc6/kernel is \(3, 3, 512, 4097\)"):
+        importers.load(weights, target(vgg_model(channels=4097)))
+
+
+@pytest.mark.slow
+def test_the_papers_first_network_takes_fc6_and_fc7_whole():
+    weights, theirs = vgg_weights("torchvision")
+    after = importers.load(weights, target(vgg_model(7, 4096)))["params"]
+    check_fully_connected(after, theirs, range(7))
+    np.testing.assert_array_equal(after["fc6"]["bias"], np.arange(4096))
+
+
+def test_every_branch_gets_fc6_and_fc7_and_other_models_do_without():
+    weights, theirs = vgg_weights("torchvision")
+    after = importers.load(weights, zeros(vgg_model(name="v2")))["params"]
+    for i in (1, 2, 3, 4):
+        check_fully_connected(after[f"branch{i}"], theirs, (0, 3, 6))
+    said = []
+    importers.load(weights, zeros(models.build("v3plus", "vgg16", 4)), log=said.append)
+    assert any(line.startswith("skipped 4, fully connected layers") for line in said)
+    weights["classifier.0.weight"] = weights["classifier.0.weight"][:, :-1]
+    with pytest.raises(WeightsError, match=r"classifier.0.weight: shape \(4096, 25087\), but"):
+        importers.load(weights, zeros(vgg_model()))
+
+
+@pytest.mark.parametrize("end", ["npz", "pth"])
+@pytest.mark.parametrize("source", ["torchvision", "slim", "lpips"])
+def test_vgg_files_are_identified_and_loaded(source, end, tmp_path):
+    weights, theirs = vgg_weights(source)
+    path = tmp_path / f"vgg16.{end}"
+    if end == "npz":
+        np.savez(path, **weights)
+    else:
+        torch = pytest.importorskip("torch")
+        torch.save({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in weights.items()}, path)
+    found = importers.identify(path)
+    assert found.trunk
+    assert found.normalization == ("imagenet_mean" if source == "slim" else "imagenet")
+    after = importers.load(path, zeros(models.build(**found.model, num_classes=4, fc_channels=16)))
+    params = after["params"]
+    np.testing.assert_array_equal(params["backbone"]["conv5_3"]["kernel"], theirs["conv5_3"])
+    if source == "lpips":
+        assert not params["fc6"]["kernel"].any()
+    else:
+        check_fully_connected(params, theirs, (0, 3, 6))
+    path.unlink()
+
+
+@needs_shared
+def test_real_vgg_convolutions_load():
+    path = WEIGHTS / "vgg16_imagenet_convs_float16.npz"
+    after = importers.load(path, zeros(vgg_model()))["params"]
+    with np.load(path) as file:
+        kernel = file["Conv_0/kernel"]
+    np.testing.assert_array_equal(after["backbone"]["conv1_1"]["kernel"], kernel)
+    assert all(leaf.any() for leaf in jax.tree.leaves(after["backbone"]))
+    assert not after["fc6"]["kernel"].any()
+
+
 @needs_shared
 def test_real_imagenet_trunk_loads():
     module = models.build("v3plus", "mobilenet_v2", 21)

@@ -212,7 +212,14 @@ def test_bfloat16_keeps_parameters_and_statistics_float32():
         ({"multi_grid": (1, 2, 4)}, "multi_grid does not apply"),
         ({"backbone": "resnet_50", "padding": "fixed"}, "padding and low_level apply to"),
         ({"backbone": "xception_65", "dilation_start": "at"}, "dilation_start 'at' does not"),
-        ({"name": "v2", "atrous_rates": None}, "v2 sums one classifier a rate"),
+        ({"backbone": "vgg16", "multi_grid": (1, 2, 4)}, "multi_grid does not apply to vgg16"),
+        (
+            {"name": "v2", "backbone": "vgg16", "atrous_rates": ()},
+            "v2 on vgg16 has a branch a rate",
+        ),
+        ({"name": "v1", "atrous_rates": (6, 12)}, "v1 takes one rate"),
+        ({"name": "v1", "backbone": "vgg16", "atrous_rates": (6, 12)}, "not 'vgg16' with .6, 12"),
+        ({"multi_scale_features": True}, "multi_scale_features applies to v1 on vgg16, not"),
         ({"context": "aspp2"}, "context 'aspp2'"),
         ({"name": "v3", "context": "lraspp"}, "context 'lraspp' is v3plus"),
         ({"output_stride": 8, "decoder_output_stride": 16}, "decoder_output_stride 16 is coarser"),
@@ -261,6 +268,13 @@ def test_v2_and_fcn_answer_at_the_output_stride(name):
     assert logits.shape == (1, 9, 13, 4)
 
 
+def test_v2_without_rates_is_the_plain_classifier():
+    """[V2] Table 4, first row."""
+    plain = models.build("v2", "resnet_101_caffe", 21, output_stride=8, atrous_rates=None)
+    head = {k: v for k, v in shapes(plain)["params"].items() if k != "backbone"}
+    assert jax.tree.map(jnp.shape, head) == {"logits1": {"kernel": (1, 1, 2048, 21), "bias": (21,)}}
+
+
 def test_the_configuration_has_every_keyword_of_build():
     assert set(common.base().model) == set(inspect.signature(models.build).parameters)
 
@@ -270,6 +284,7 @@ def test_the_configuration_has_every_keyword_of_build():
     [
         "mobilenet_v2",
         "mobilenet_v3_small_seg",
+        pytest.param("vgg16", marks=pytest.mark.slow),
         pytest.param("resnet_50", marks=pytest.mark.slow),
         pytest.param("xception_41", marks=pytest.mark.slow),
     ],

@@ -31,7 +31,8 @@ class TrainState:
 def init_variables(module: nn.Module, seed: int, channels: int = 3) -> Any:
     """Freshly initialised {"params", "batch_stats"}, float32; no size of image is fixed by it."""
     image = jnp.zeros((1, 65, 65, channels))
-    return jax.jit(module.init)(jax.random.key(seed), image)
+    # VGG-16 has no batch norm.
+    return {"batch_stats": {}} | jax.jit(module.init)(jax.random.key(seed), image)
 
 
 def check_batch(train: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:

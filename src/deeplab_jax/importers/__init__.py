@@ -23,6 +23,7 @@ from deeplab_jax.importers import (
     torch_backbones,
     torchvision,
     vainf,
+    vgg,
 )
 from deeplab_jax.importers.ours import HEADER
 from deeplab_jax.importers.readers import open_weights
@@ -39,6 +40,7 @@ LAYOUTS = (
     *jfzhang95.LAYOUTS,
     *kazuto1011.LAYOUTS,
     *torch_backbones.LAYOUTS,
+    *vgg.LAYOUTS,
 )
 WEIGHTS = "model.safetensors"
 Source = str | Path | Mapping[str, Any]

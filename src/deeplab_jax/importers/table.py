@@ -1,6 +1,7 @@
 """A layout: a table of renames from foreign names to our paths, each key by exactly one rule."""
 
 import dataclasses
+import fnmatch
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -22,15 +23,23 @@ class Rule(NamedTuple):
       path: our path, as the match's template or a function of the match; None skips the key.
       change: of the array's axes.
       why: what a skipped key is.
+      shape: of an array that each place cuts to its own shape; the foreign one must be this. Then
+        `path` is a wildcard for all places, of which there may be none, and `change` takes the
+        array and the wanted shape.
     """
 
     pattern: str
     path: str | Callable[[re.Match], str] | None
-    change: Callable[[np.ndarray], np.ndarray] = same
+    change: Callable[..., np.ndarray] = same
     why: str = ""
+    shape: tuple[int, ...] | None = None
 
-    def rename(self, match: re.Match) -> str:
-        return match.expand(self.path) if isinstance(self.path, str) else self.path(match)
+    def places(self, match: re.Match, paths) -> list[str]:
+        """What the key fills of our paths; nothing: it is skipped."""
+        if self.path is None:
+            return []
+        path = match.expand(self.path) if isinstance(self.path, str) else self.path(match)
+        return [path] if self.shape is None else fnmatch.filter(paths, path)
 
 
 def skip(pattern: str, why: str) -> Rule:
@@ -81,17 +90,18 @@ class Layout:
                 out.problems.append(f"{key}: {len(hits) or 'no'} rules match this key of the file")
                 continue
             match, rule = hits[0]
-            if rule.path is None:
+            places = rule.places(match, shapes)
+            if not places:
                 out.skipped.setdefault(rule.why, []).append(key)
-            else:
-                self._take(key, array, rule.rename(match), rule.change, shapes, out)
+            for path in places:
+                self._take(key, array, path, rule, shapes, out)
         for path, shape in shapes.items():
             for pattern, value in self.constants.items():
                 if path not in out.arrays and re.fullmatch(pattern, path):
                     out.arrays[path] = np.full(shape, value, np.float32)
         return out
 
-    def _take(self, key, array, path, change, shapes, out) -> None:
+    def _take(self, key, array, path, rule, shapes, out) -> None:
         if path not in shapes:
             out.problems.append(f"{key}: the model has no {path}")
             return
@@ -100,10 +110,14 @@ class Layout:
             return
         wanted = shapes[path]
         # Sizes before contents: a file that claims 1e12 numbers must not get their memory.
-        if sorted(n for n in array.shape if n > 1) == sorted(n for n in wanted if n > 1):
+        if rule.shape is None:
+            fits = sorted(n for n in array.shape if n > 1) == sorted(n for n in wanted if n > 1)
+        else:
+            fits = tuple(array.shape) == rule.shape
+        if fits:
             read = np.asarray(array.read() if hasattr(array, "read") else array)
             try:
-                changed = change(read)
+                changed = rule.change(read) if rule.shape is None else rule.change(read, wanted)
             except (IndexError, ValueError):  # other axes than this layout's
                 changed = read
             if changed.shape == wanted:

@@ -143,18 +143,20 @@ def _infer_v2(shapes: Shapes) -> dict:
     """One classifier a rate, right on the backbone."""
     kernels = [n for n in shapes if re.fullmatch(r"logits/semantic(_\d)?/weights", n)]
     height, width, _, classes = shapes["logits/semantic/weights"]
-    if (height, width) != (3, 3):
+    plain = (height, width, len(kernels)) == (1, 1, 1)
+    if (height, width) != (3, 3) and not plain:
         raise WeightsError(
             f"its classifier is {height}x{width} right on the backbone, which no model here has"
         )
+    # One 3x3 classifier is LargeFOV's ([V2] Sec. 4.1.2).
+    rates = (12,) if len(kernels) == 1 else (6, 12, 18, 24)[: len(kernels)]
     scope = next(name.split("/")[0] for name in shapes if re.match(_SCOPES, name))
     return {
         "name": "v2",
         "backbone": _backbone(scope, shapes),
         "num_classes": classes,
         "output_stride": 8,
-        # One classifier is LargeFOV's ([V2] Sec. 4.1.2).
-        "atrous_rates": (12,) if len(kernels) == 1 else (6, 12, 18, 24)[: len(kernels)],
+        "atrous_rates": None if plain else rates,
         "align_corners": True,
     } | ({"width_multiplier": width_of(shapes)} if scope == "MobilenetV2" else {})
 

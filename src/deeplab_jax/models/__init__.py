@@ -17,23 +17,22 @@ from deeplab_jax.models.lraspp import LRASPP
 from deeplab_jax.models.mobilenet_v2 import MobileNetV2
 from deeplab_jax.models.mobilenet_v3 import MobileNetV3
 from deeplab_jax.models.resnet import ResNet
+from deeplab_jax.models.v1 import DeepLabV1, FullyConnected, MultiScaleFeatures
 from deeplab_jax.models.v2 import DeepLabV2, MultiScale
+from deeplab_jax.models.vgg import VGG16
 from deeplab_jax.models.xception import Xception
 
-NAMES = ("fcn", "v2", "v3", "v3plus")
+NAMES = ("fcn", "v1", "v2", "v3", "v3plus")
 CONTEXTS = ("aspp", "dpc", "lraspp", "none")
-BACKBONES = (*resnet.VARIANTS, *xception.UNITS, "mobilenet_v2", *mobilenet_v3.BLOCKS)
+BACKBONES = (*resnet.VARIANTS, *xception.UNITS, "mobilenet_v2", *mobilenet_v3.BLOCKS, "vgg16")
 OUTPUT_STRIDES = (8, 16, 32, 64, 128, 256)  # past 32: [V3]'s cascade with every stride
 
 # Atrous rates and the output stride they are for ([V2] Sec. 4.1.2, [V3] Sec. 3.3).
 V2_RATES, V3_RATES = ((6, 12, 18, 24), 8), ((6, 12, 18), 16)
-# (decay of the running statistics, epsilon) of the official code.
-BACKBONE_NORM = {
-    "resnet": (0.95, 1e-5),
-    "xception": (0.9997, 1e-3),
-    "mobilenet": (0.997, 1e-3),
-    "own": (0.997, 1e-3),
-}
+# fc6's (kernel size - 1) * rate at stride 8, for a field of view of 224 px ([V2] Table 1).
+V1_REACH = 24
+# (decay of the running statistics, epsilon) of the official code; VGG has no batch norm.
+BACKBONE_NORM = {"resnet": (0.95, 1e-5), "xception": (0.9997, 1e-3), "mobilenet": (0.997, 1e-3)}
 HEAD_NORM = (0.9997, 1e-5)
 
 
@@ -63,6 +62,9 @@ def build(
     low_level: str | None = None,
     auxiliary: bool = False,
     xception_depthwise: str = "norm",
+    fc_kernel_size: int = 3,
+    fc_channels: int = 1024,
+    multi_scale_features: bool = False,
     width_multiplier: float = 1.0,
     align_corners: bool = True,
     padding: str = "same",
@@ -81,7 +83,7 @@ def build(
 
     Args:
       name: "v3plus" ([V3+], with decoder), "v3" ([V3], without), "v2" ([V2], a sum of atrous
-        classifiers) or "fcn" (the plain head of PyTorch's fcn_resnet50).
+        branches), "v1" ([V1], one branch) or "fcn" (the plain head of PyTorch's fcn_resnet50).
       backbone: one of `BACKBONES` (models/resnet.py tells the shapes of ResNet), or an encoder of
         your own, as a callable or as "module:attribute": called with output_stride, norm, dtype
         and name, it makes a module that takes (images, train) and returns {"features",
@@ -89,7 +91,8 @@ def build(
       num_classes: including background.
       output_stride: input size over feature size: 8, 16 or 32; with `blocks` up to 256.
       atrous_rates: of the 3x3 branches. "auto" follows the output stride (32 → 3,6,9; 16 →
-        6,12,18; 8 → 12,24,36; v2 at 8 → 6,12,18,24); None or () leaves these branches out.
+        6,12,18; 8 → 12,24,36; v2 at 8 → 6,12,18,24; v1 takes one, at 8 → 24 / (fc_kernel_size -
+        1)); None or () leaves these branches out, which makes v2 a plain 1x1 classifier.
       multi_grid: rates inside the last block, relative to the block's own (ResNet, Xception);
         None is (1, 1, 1).
       blocks: of ResNet: 4, or up to 7 in [V3]'s cascade.
@@ -115,6 +118,9 @@ def build(
       auxiliary: of v3 and v3plus: a second classifier on the features before the last block; the
         output in training is then {"logits", "auxiliary"}.
       xception_depthwise: what follows Xception's depthwise convolutions, see `Xception`.
+      fc_kernel_size, fc_channels: of fc6, and of fc6 and fc7, in v1 and in every branch of v2 on
+        VGG-16 ([V2] Table 1: 7 or 4 with 4096, LargeFOV 3 with 1024).
+      multi_scale_features: v1's classifier reads the image and four poolings, too ([V1] "MSc").
       width_multiplier: of MobileNetV2.
       align_corners: of the upsampling in the decoder.
       padding: of the MobileNets: "same" (TensorFlow), "fixed" (PyTorch), "block" and
@@ -152,6 +158,8 @@ def build(
     if isinstance(atrous_rates, str):
         _check("atrous_rates", atrous_rates, ("auto",))
         given = V2_RATES if name == "v2" else V3_RATES
+        if name == "v1":
+            given = (V1_REACH // max(fc_kernel_size - 1, 1),), 8
         atrous_rates = ops.default_atrous_rates(output_stride, *given)
     rates = tuple(atrous_rates or ())
     if name == "v3plus" and max(strides, default=0) > output_stride:
@@ -160,7 +168,18 @@ def build(
             f"have output_stride {output_stride}"
         )
 
-    decay, epsilon = BACKBONE_NORM["own" if own else backbone.split("_")[0]]
+    vgg = backbone == "vgg16"
+    if name == "v1" and len(rates) != 1:
+        raise ValueError(f"v1 takes one rate in atrous_rates, not {rates}")
+    if name == "v2" and vgg and not rates:
+        raise ValueError("v2 on vgg16 has a branch a rate: atrous_rates must not be empty")
+    if multi_scale_features and not (name == "v1" and vgg):
+        raise ValueError(
+            f"multi_scale_features applies to v1 on vgg16, not to {name} on {backbone}"
+        )
+
+    family = "own" if own else backbone.split("_")[0]
+    decay, epsilon = BACKBONE_NORM.get(family, HEAD_NORM)
     encoder = _encoder(
         backbone,
         output_stride=output_stride,
@@ -186,10 +205,17 @@ def build(
             image_pooling_crop_size, 1 / output_stride, align_corners=True
         )
 
-    if name == "v2":
-        if not rates:
-            raise ValueError("v2 sums one classifier a rate: atrous_rates must not be empty")
-        network = DeepLabV2(encoder, rates, num_classes)
+    fully_connected = partial(FullyConnected, features=fc_channels, dtype=common["dtype"])
+    if name == "v1":
+        fully_connected = partial(fully_connected, fc_kernel_size, rates[0])
+        beside = partial(MultiScaleFeatures, output_stride, common["dtype"])
+        network = DeepLabV1(
+            encoder, fully_connected, beside if multi_scale_features else None, num_classes
+        )
+    elif name == "v2" and vgg:
+        network = DeepLabV2(encoder, rates, fc_kernel_size, num_classes, fully_connected)
+    elif name == "v2":
+        network = DeepLabV2(encoder, rates or (1,), 3 if rates else 1, num_classes)
     elif name == "fcn":
         network = FCN(encoder, partial(FCNHead, num_classes=num_classes, **common))
     elif context == "lraspp":
@@ -274,7 +300,7 @@ def _encoder(
     _check("dilation_start", dilation_start, (None, "after", "at", "next_stage"))
     if width_multiplier != 1 and backbone != "mobilenet_v2":
         raise ValueError(f"width_multiplier applies to mobilenet_v2, not to {backbone}")
-    if multi_grid and mobile:
+    if multi_grid and (mobile or backbone == "vgg16"):
         raise ValueError(f"multi_grid does not apply to {backbone}")
     if multi_grid and len(multi_grid) != 3:
         raise ValueError(f"multi_grid takes three rates, not {tuple(multi_grid)}")
@@ -322,6 +348,9 @@ def _encoder(
         )
     if dilation_start not in (None, "after"):
         raise ValueError(f"dilation_start {dilation_start!r} does not apply to {backbone}")
+    if backbone == "vgg16":
+        del common["norm"]
+        return partial(VGG16, **common)
     return partial(Xception, backbone, multi_grid=grid, depthwise=xception_depthwise, **common)
 
 

@@ -183,11 +183,12 @@ class Conv3x3(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution with bias, without batch norm; "same" padding."""
+    """A convolution with bias, without batch norm, padded to ceil(n / stride) outputs."""
 
     features: int
     kernel_size: int = 1
     rate: ops.Rate = 1
+    stride: int = 1
     kernel_init: Callable = dense_init
     dtype: Any = jnp.float32
 
@@ -196,8 +197,10 @@ class Conv(nn.Module):
         size = (self.kernel_size, self.kernel_size)
         kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        padding = ops.same_padding(x.shape[1:3], size, 1, self.rate)
-        x = ops.conv2d(x.astype(self.dtype), kernel.astype(self.dtype), 1, self.rate, padding)
+        padding = ops.fixed_padding(size, self.rate)
+        x = ops.conv2d(
+            x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.rate, padding
+        )
         return x + bias.astype(self.dtype)
 
 

@@ -1,4 +1,4 @@
-"""DeepLabv2 ([V2]): a sum of atrous classifiers, and multi-scale inputs fused by maximum."""
+"""DeepLabv2 ([V2]): a sum of atrous branches, and multi-scale inputs fused by maximum."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,17 +12,24 @@ from deeplab_jax.models.layers import Logits
 
 
 class DeepLabV2(nn.Module):
-    """Backbone → one 3x3 classifier a rate → their sum: the ASPP of ResNet-101 ([V2] Sec. 4.1.2).
+    """Backbone → parallel branches, each with a classifier → their sum ([V2] Sec. 3.2, "ASPP").
+
+    On ResNet-101 a branch is its classifier, which has kernel and rate itself (Sec. 4.1.2); on
+    VGG-16 fc6 has them, behind it come fc7 and a 1x1 classifier (Fig. 7).
 
     Attributes:
       backbone: makes the encoder; a module returning named endpoints.
-      rates: atrous rates of the classifiers.
+      rates: atrous rate of each branch.
+      kernel_size: of a branch: 3; 1 is the plain classifier, the first row of Table 4.
       num_classes: channels of the logits, background included.
+      fully_connected: makes a branch's fc6 and fc7, called with a dropout; None: classifiers alone.
     """
 
     backbone: Callable[..., nn.Module]
     rates: Sequence[int]
+    kernel_size: int
     num_classes: int
+    fully_connected: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(
@@ -30,11 +37,16 @@ class DeepLabV2(nn.Module):
     ) -> jax.Array:
         """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
         batch_norm = train if train_batch_norm is None else train_batch_norm
-        x = self.backbone(name="backbone")(images, train=batch_norm)["features"]
-        return sum(
-            Logits(self.num_classes, kernel_size=3, rate=rate, name=f"logits{i}")(x)
-            for i, rate in enumerate(self.rates, start=1)
-        )
+        dropout = nn.Dropout(0.5, deterministic=not train)
+        features = self.backbone(name="backbone")(images, train=batch_norm)["features"]
+        scores = []
+        for i, rate in enumerate(self.rates, start=1):
+            atrous, x = {"kernel_size": self.kernel_size, "rate": rate}, features
+            if self.fully_connected is not None:
+                x = self.fully_connected(**atrous, name=f"branch{i}")(x, dropout)
+                atrous = {}
+            scores.append(Logits(self.num_classes, **atrous, name=f"logits{i}")(x))
+        return sum(scores)
 
 
 class MultiScale(nn.Module):

