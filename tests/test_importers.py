@@ -124,6 +124,18 @@ def test_hostile_and_broken_files_are_refused(tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
+def test_tensorflows_plain_classifier_is_v2_without_rates():
+    def infer(kernel):
+        statistics = {"resnet_v1_50/conv1/BatchNorm/moving_mean": np.zeros(64)}
+        return importers.infer(statistics | {"logits/semantic/weights": np.zeros(kernel)})
+
+    found = infer((1, 1, 2048, 21))
+    assert (found["name"], found["atrous_rates"]) == ("v2", None)
+    assert infer((3, 3, 2048, 21))["atrous_rates"] == (12,)
+    with pytest.raises(WeightsError, match="its classifier is 5x5 right on the backbone"):
+        infer((5, 5, 2048, 21))
+
+
 # --- VGG-16 ------------------------------------------------------------------------------------
 
 VGG_CHANNELS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)

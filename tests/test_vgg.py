@@ -10,7 +10,7 @@ from test_models import count, randomised, shapes
 from test_train import small
 
 import deeplab_jax
-from deeplab_jax import checkpoint, main, models, ops
+from deeplab_jax import checkpoint, convert, importers, main, models, ops
 from deeplab_jax.models import v1, vgg
 from deeplab_jax.ops import convolution
 
@@ -265,3 +265,15 @@ def test_a_network_without_batch_norm_trains_and_resumes(thin, data_folder, tmp_
         results = main.run(small(data_folder, **changes, train__steps=steps), "train", tmp_path)
         assert checkpoint.latest_step(tmp_path) == steps
         assert 0 <= results["mean_iou"] <= 1
+
+
+def test_a_network_without_batch_norm_is_exported_and_imported(thin, tmp_path):
+    keywords = {"name": "v2", "backbone": "vgg16", "num_classes": 3, "fc_channels": 8}
+    variables = randomised(shapes(models.build(**keywords)))
+    description = {"model": keywords, "data": {"normalization": "imagenet"}, "source": "a test"}
+    convert.export(tmp_path / "model.safetensors", variables, description)
+    assert importers.infer(tmp_path) == keywords
+    convert.convert(tmp_path / "model.safetensors", tmp_path / "imported", None, None)
+    read, _ = checkpoint.read_variables(tmp_path / "imported")
+    assert read["batch_stats"] == {}
+    jax.tree.map(np.testing.assert_array_equal, read["params"], variables["params"])

@@ -116,7 +116,8 @@ def read_variables(workdir: Path) -> tuple[Any, int]:
             found = checkpointer.restore(path)
         except Exception as error:
             raise WeightsError(f"{path}: cannot be read ({_first_line(error)})") from error
-    return {key: found[key] for key in ("params", "batch_stats")}, step
+    # A network without batch norm may have been saved without "batch_stats".
+    return {key: found.get(key, {}) for key in ("params", "batch_stats")}, step
 
 
 def _check_fits(theirs: Any, ours: Any, path: str) -> None:
