@@ -218,7 +218,6 @@ def test_bfloat16_keeps_parameters_and_statistics_float32():
             "v2 on vgg16 has a branch a rate",
         ),
         ({"name": "v1", "atrous_rates": (6, 12)}, "v1 takes one rate"),
-        ({"name": "v1", "backbone": "vgg16", "atrous_rates": (6, 12)}, "not 'vgg16' with .6, 12"),
         ({"multi_scale_features": True}, "multi_scale_features applies to v1 on vgg16, not"),
         ({"context": "aspp2"}, "context 'aspp2'"),
         ({"name": "v3", "context": "lraspp"}, "context 'lraspp' is v3plus"),
