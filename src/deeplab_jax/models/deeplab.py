@@ -30,7 +30,12 @@ class DeepLab(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, train_batch_norm: bool | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        train_batch_norm: bool | None = None,
+        freeze_backbone: bool = False,
     ) -> jax.Array:
         """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32.
 
@@ -39,10 +44,13 @@ class DeepLab(nn.Module):
           train: dropout acts (needs an rng "dropout") and batch norm uses the batch.
           train_batch_norm: overrides `train` for batch norm alone: False trains with the
             running statistics frozen, as [V3] Sec. 4.1 does at output stride 8.
+          freeze_backbone: no gradient reaches the backbone, and its running statistics stay.
         """
         batch_norm = train if train_batch_norm is None else train_batch_norm
         dropout = nn.Dropout(0.1, deterministic=not train)
-        endpoints = self.backbone(name="backbone")(images, train=batch_norm)
+        endpoints = self.backbone(name="backbone")(images, train=batch_norm and not freeze_backbone)
+        if freeze_backbone:
+            endpoints = jax.lax.stop_gradient(endpoints)
         x = self.context()(endpoints["features"], batch_norm, dropout)
         if self.decoder is not None:
             low_level = endpoints[f"low_level_{self.decoder_output_stride}"]

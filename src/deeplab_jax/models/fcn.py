@@ -26,11 +26,19 @@ class FCN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, train_batch_norm: bool | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        train_batch_norm: bool | None = None,
+        freeze_backbone: bool = False,
     ) -> jax.Array:
         """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
         batch_norm = train if train_batch_norm is None else train_batch_norm
-        x = self.backbone(name="backbone")(images, train=batch_norm)["features"]
+        endpoints = self.backbone(name="backbone")(images, train=batch_norm and not freeze_backbone)
+        if freeze_backbone:
+            endpoints = jax.lax.stop_gradient(endpoints)
+        x = endpoints["features"]
         x = ConvBN(x.shape[-1] // 4, self.norm, kernel_size=3, dtype=self.dtype, name="conv")(
             x, batch_norm
         )

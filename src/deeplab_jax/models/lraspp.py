@@ -39,11 +39,18 @@ class LRASPP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, train_batch_norm: bool | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        train_batch_norm: bool | None = None,
+        freeze_backbone: bool = False,
     ) -> jax.Array:
         """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
         batch_norm = train if train_batch_norm is None else train_batch_norm
-        endpoints = self.backbone(name="backbone")(images, train=batch_norm)
+        endpoints = self.backbone(name="backbone")(images, train=batch_norm and not freeze_backbone)
+        if freeze_backbone:
+            endpoints = jax.lax.stop_gradient(endpoints)
         x, low_level = endpoints["features"], endpoints[f"low_level_{self.decoder_output_stride}"]
 
         gate = ops.average_pool(x, self.pooling_window, self.pooling_stride)

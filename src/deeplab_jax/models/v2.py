@@ -26,11 +26,19 @@ class DeepLabV2(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, train_batch_norm: bool | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        train_batch_norm: bool | None = None,
+        freeze_backbone: bool = False,
     ) -> jax.Array:
         """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
         batch_norm = train if train_batch_norm is None else train_batch_norm
-        x = self.backbone(name="backbone")(images, train=batch_norm)["features"]
+        endpoints = self.backbone(name="backbone")(images, train=batch_norm and not freeze_backbone)
+        if freeze_backbone:
+            endpoints = jax.lax.stop_gradient(endpoints)
+        x = endpoints["features"]
         return sum(
             Logits(self.num_classes, kernel_size=3, rate=rate, name=f"logits{i}")(x)
             for i, rate in enumerate(self.rates, start=1)
