@@ -7,8 +7,10 @@ imported inside, so that a contender's process holds its own alone. The networks
 
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "v3plus.py"
 CLASSES = 21
 # Keywords of build() that differ from its defaults: v3 has the dense ASPP of [V3]; MobileNetV2's
 # has no atrous branches in the official code.
@@ -94,33 +96,23 @@ def our_stream(megabytes: int):
 def our_training(case: str, size: int, batch: int, dtype: str = "float32", remat: bool = False):
     """(jitted training step, its state, its batch): step(state, batch) → (state, figures)."""
     import jax
-    import jax.numpy as jnp
 
+    from deeplab_jax import config as configuration
     from deeplab_jax import models, optim, runtime, train
 
     model = keywords(case) | {"dtype": dtype, "align_corners": True, "remat": remat}
-    config = {
-        "seed": 0,
-        "model": model,
-        "data": {"normalization": "zero_mean", "ignore_label": 255},
-        "train": {"batch_size": batch, "accumulation_steps": 1, "fine_tune_batch_norm": True},
-        "optim": {
-            "momentum": 0.9,
-            "weight_decay": 4e-5,
-            "last_layer_gradient_multiplier": 1.0,
-            "bias_gradient_multiplier": 1.0,
-        },
-    }
+    overrides = {
+        "train.batch_size": batch,
+        "optim.bias_gradient_multiplier": 1.0,
+    }  # as torch has it
+    config = configuration.load(f"{CONFIG}:voc", overrides).to_dict()
+    config |= {"model": model}
     module = models.build(**model)
     variables = train.init_variables(module, 0)
-    schedule = optim.poly_schedule(0.007, 30_000, 0.9)
-    optimizer = optim.sgd(variables["params"], schedule, config["optim"])
+    schedule = optim.schedule(config["optim"], config["train"]["steps"])
+    optimizer = optim.optimizer(variables["params"], schedule, config["optim"])
     mesh = runtime.data_mesh()
-    state = train.TrainState(
-        step=jnp.zeros((), jnp.int32),
-        opt_state=optimizer.init(variables["params"]),
-        **variables,
-    )
+    state = train.init_state(variables, optimizer, config["train"])
     step = train.make_step(module, optimizer, schedule, config, mesh)
     images, masks = _batch(size, batch)
     data = runtime.shard_batch({"image": images, "label": masks}, mesh)

@@ -66,6 +66,8 @@ def base() -> ConfigDict:
     data.scale_factor_step_size = 0.25
     data.flip = True
     data.ignore_label = 255
+    data.bootstrap_classes = ()  # [V3] Sec. 4.1: images with any of these class ids appear
+    data.bootstrap_copies = 2  # so many times in an epoch
     data.num_threads = 4
     data.cache = False  # keep decoded synthetic scenes in memory
     data.synthetic = ConfigDict({"seed": 0, "version": 1, "depth": False, "geometry": False})
@@ -75,17 +77,39 @@ def base() -> ConfigDict:
     train.batch_size = 16
     train.accumulation_steps = 1
     train.fine_tune_batch_norm = True
+    train.freeze_backbone = False  # neither its parameters nor its running statistics move
+    train.ema_decay = placeholder(float)  # evaluate and keep a moving average of the variables
     train.checkpoint_every = 1000
     train.keep_checkpoints = 3
     train.eval_every = 5000
 
+    loss = config.loss = ConfigDict()
+    loss.upsample_logits = True  # False: labels are thinned to the logits, as [V1] does
+    loss.label_smoothing = 0.0
+    # None, a number a class, "median_frequency" or "inverse_log" (see data/balance.py)
+    loss.class_weights = FieldReference(None, field_type=object)
+    loss.top_k_percent_pixels = 1.0  # below 1 only this share counts, the hardest pixels
+    loss.hard_example_mining_step = 0  # steps until that share is reached, in a line from 1
+    loss.auxiliary_weight = 0.4  # of an output called "auxiliary"
+
     optim = config.optim = ConfigDict()
+    optim.name = "sgd"  # sgd, adamw
+    optim.schedule = "poly"  # poly, step, cosine, constant
     optim.learning_rate = 0.007
-    optim.learning_power = 0.9
-    optim.momentum = 0.9
-    optim.weight_decay = 4e-5
+    optim.learning_power = 0.9  # of poly
+    optim.end_learning_rate = 0.0  # of poly
+    optim.learning_rate_decay_step = 2000  # step: the rate times the factor after so many steps
+    optim.learning_rate_decay_factor = 0.1
+    optim.slow_start_step = 0  # steps at slow_start_learning_rate before the schedule begins
+    optim.slow_start_learning_rate = 1e-4
+    optim.slow_start_burnin = "none"  # "linear": from there to learning_rate in a line
+    optim.momentum = 0.9  # adamw: its first beta
+    optim.nesterov = False
+    optim.weight_decay = 4e-5  # of dense kernels
     optim.last_layer_gradient_multiplier = 1.0
-    optim.bias_gradient_multiplier = 2.0
+    optim.last_layers_contain_logits_only = False  # the classifiers alone, not the whole head
+    optim.bias_gradient_multiplier = 2.0  # of the convolutions' biases
+    optim.clip_norm = placeholder(float)  # highest norm of the loss's whole gradient
 
     evaluation = config.eval = ConfigDict()
     evaluation.split = "val"

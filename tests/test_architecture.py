@@ -13,9 +13,9 @@ PACKAGE = Path(deeplab_jax.__file__).parent
 # A module may import those of lower floors (and of its own folder).
 FLOORS = [
     {"errors"},
-    {"ops", "metrics", "runtime", "data", "huge_pages"},
+    {"ops", "metrics", "runtime", "data", "huge_pages", "optim"},
     {"losses", "pictures", "config", "counting"},
-    {"models", "optim", "checkpoint", "importers"},
+    {"models", "checkpoint", "importers"},
     {"predict", "check_data", "command_line"},
     {"evaluate", "train", "convert"},
     {"main"},

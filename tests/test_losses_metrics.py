@@ -1,10 +1,18 @@
+import json
+
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from conftest import GOLDEN
 from scipy import ndimage
 
-from deeplab_jax import losses, metrics, ops
+from deeplab_jax import losses, metrics, ops, runtime
+
+LOSS = common.base().loss.to_dict()
+REFERENCE = json.loads((GOLDEN / "fn_loss.json").read_text())
 
 
 def test_cross_entropy_is_minus_the_log_probability_where_labelled():
@@ -47,12 +55,122 @@ def test_the_gradient_of_the_loss_equals_the_derived_one_and_finite_differences(
         np.testing.assert_allclose(jnp.sum(gradient * direction), 3 * slope, rtol=1e-5)
 
 
-def test_the_loss_holds_two_arrays_of_full_size_and_no_third():
+@pytest.mark.parametrize("choices", [{}, {"hardest": 0.3, "label_smoothing": 0.1}], ids=str)
+def test_the_loss_holds_two_arrays_of_full_size_and_no_third(choices):
     logits = jax.ShapeDtypeStruct((2, 33, 33, 21), jnp.float32)
     labels = jax.ShapeDtypeStruct((2, 257, 257), jnp.uint8)
-    gradient = jax.grad(lambda x, y: losses.softmax_cross_entropy(x, y)[0])
+    gradient = jax.grad(lambda x, y: losses.softmax_cross_entropy(x, y, **choices)[0])
     memory = jax.jit(gradient).lower(logits, labels).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 2.5 * 4 * 2 * 257 * 257 * 21
+
+
+@pytest.mark.parametrize("case", REFERENCE)
+def test_the_loss_and_its_gradient_equal_the_reference(case):
+    golden, expected = np.load(GOLDEN / "fn_loss.npz"), REFERENCE[case]
+    options = {{"loss_weight": "class_weights"}.get(k, k): v for k, v in expected["kwargs"].items()}
+    labels = jnp.asarray(golden["labels"][..., 0])
+
+    @jax.value_and_grad
+    def loss(logits):
+        return losses.training_loss(logits, labels, LOSS | options, expected["global_step"])
+
+    value, gradient = loss(jnp.asarray(golden["logits"]))
+    np.testing.assert_allclose(value, expected["loss"], rtol=1e-6)
+    scale = np.abs(golden[f"grad_{case}"]).max()
+    np.testing.assert_allclose(gradient / scale, golden[f"grad_{case}"] / scale, atol=1e-5)
+
+
+CHOICES = {
+    "class_weights": (0.5, 2.0, 0.0, 1.0),
+    "label_smoothing": 0.1,
+    "hardest": 0.3,
+    "upsample_logits": False,
+}
+
+
+@pytest.mark.parametrize(
+    "names", [[name] for name in CHOICES] + [list(CHOICES), list(CHOICES)[:3]], ids="+".join
+)
+def test_every_choice_has_the_gradient_of_finite_differences(names):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        logits = 3 * rng.standard_normal((2, 5, 6, 4))
+        labels = jnp.asarray(rng.choice([0, 1, 2, 3, 255], (2, 17, 21)))
+        choices = {name: CHOICES[name] for name in names}
+
+        @jax.jit
+        def loss(logits):
+            return losses.softmax_cross_entropy(logits, labels, **choices)[0]
+
+        gradient = jax.grad(loss)(logits)
+        for _ in range(3):
+            direction = rng.standard_normal(logits.shape)
+            slope = (loss(logits + 1e-6 * direction) - loss(logits - 1e-6 * direction)) / 2e-6
+            np.testing.assert_allclose(jnp.sum(gradient * direction), slope, rtol=1e-5)
+
+
+def test_label_smoothing_is_that_of_optax():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2, 5, 6, 4)).astype(np.float32)
+    labels = rng.integers(0, 4, (2, 5, 6))
+    smooth = optax.smooth_labels(jax.nn.one_hot(labels, 4), 0.2)
+    expected = optax.softmax_cross_entropy(logits, smooth).sum()
+    total, _ = losses.softmax_cross_entropy(
+        jnp.asarray(logits), jnp.asarray(labels), label_smoothing=0.2
+    )
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
+def sorted_loss(logits, labels, count):
+    """Mean of those among the `count` highest losses that are above 0, by hand."""
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    highest = np.sort(np.ravel(each))[::-1][:count]
+    return highest.sum() / np.count_nonzero(highest)
+
+
+def test_mining_narrows_in_a_line_to_the_hardest_pixels_of_the_whole_batch():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((4, 10, 10, 3)).astype(np.float32)
+    logits[2] *= 9  # the hardest pixels are mostly those of one image
+    labels = rng.integers(0, 3, (4, 10, 10))
+    options = LOSS | {"top_k_percent_pixels": 0.25, "hard_example_mining_step": 100}
+    loss = jax.jit(lambda x, y, step: losses.training_loss(x, y, options, step))
+    split = runtime.shard_batch((logits, labels), runtime.data_mesh())
+    for step, count in ((0, 400), (50, 250), (100, 100), (10_000, 100)):
+        for arrays in ((logits, labels), split):
+            np.testing.assert_allclose(
+                loss(*arrays, step), sorted_loss(logits, labels, count), rtol=1e-5
+            )
+
+
+def test_mined_pixels_that_tie_share_the_places():
+    labels = jnp.zeros((2, 4, 4), jnp.int32)
+    gradient = jax.grad(lambda x: losses.softmax_cross_entropy(x, labels, hardest=0.25)[0])(
+        jnp.zeros((2, 4, 4, 2))
+    )
+    np.testing.assert_allclose(gradient, np.broadcast_to([-0.125, 0.125], gradient.shape))
+
+
+def test_mining_more_pixels_than_are_labelled_counts_the_labelled():
+    labels = np.full((1, 4, 4), 255)
+    labels[0, 0] = 1
+    total, count = losses.softmax_cross_entropy(
+        jnp.zeros((1, 4, 4, 2)), jnp.asarray(labels), hardest=0.5
+    )
+    assert float(count) == 4
+    np.testing.assert_allclose(total, 4 * np.log(2), rtol=1e-6)
+
+
+def test_outputs_are_summed_and_an_auxiliary_one_weighs_less():
+    rng = np.random.default_rng(0)
+    logits = {
+        name: rng.standard_normal((1, n, n, 3)).astype(np.float32)
+        for name, n in (("logits", 9), ("logits_0.5", 5), ("auxiliary", 3))
+    }
+    labels = jnp.asarray(rng.integers(0, 3, (1, 17, 17)))
+    each = {name: losses.training_loss(x, labels, LOSS, 0) for name, x in logits.items()}
+    expected = each["logits"] + each["logits_0.5"] + 0.4 * each["auxiliary"]
+    np.testing.assert_allclose(losses.training_loss(logits, labels, LOSS, 0), expected, rtol=1e-6)
 
 
 def test_a_batch_of_void_has_no_loss_and_no_gradient():

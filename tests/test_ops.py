@@ -299,3 +299,16 @@ def test_resize_bilinear_half_pixel_equals_jax_image():
     theirs = jax.image.resize(x, (2, 13, 20, 3), "linear", antialias=False)
     ours = ops.resize_bilinear(x, (13, 20), align_corners=False)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_resize_nearest_equals_the_reference_and_half_pixel_jax_image():
+    golden = np.load(GOLDEN / "fn_resize.npz")
+    label = jnp.asarray(golden["lab"][..., 0])
+    for name in golden.files:
+        if name.startswith("nearest_ac_"):
+            size = tuple(map(int, name.rsplit("_", 1)[1].split("x")))
+            ours = ops.resize_nearest(label, size, align_corners=True)
+            np.testing.assert_array_equal(ours, golden[name][..., 0])
+    for size in ((3, 5), (40, 61)):
+        theirs = jax.image.resize(label, (len(label), *size), "nearest")
+        np.testing.assert_array_equal(ops.resize_nearest(label, size, False), theirs)

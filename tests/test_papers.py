@@ -16,7 +16,7 @@ from deeplab_jax import config as configuration
 from deeplab_jax import losses, models
 
 sys.path.append(str(ROOT / "experiments"))
-import papers  # noqa: E402
+import papers
 
 GOLDEN_PARAMETERS = GOLDEN / "papers_parameters.json"
 # Depth is compile time and nothing else: the steps are trained on the shallower of each family.

@@ -46,17 +46,13 @@ def small(root, **changes):
     )
 
 
-def step_and_state(config, mesh=None):
-    module = models.build(**config.model)
+def step_and_state(config, mesh=None, module=None):
+    module = module or models.build(**config.model)
     variables = training.init_variables(module, 0)
-    schedule = optim.poly_schedule(config.optim.learning_rate, config.train.steps)
-    optimizer = optim.sgd(variables["params"], schedule, config.optim)
-    state = training.TrainState(
-        jnp.zeros((), jnp.int32),
-        variables["params"],
-        variables["batch_stats"],
-        optimizer.init(variables["params"]),
-    )
+    schedule = optim.schedule(config.optim, config.train.steps)
+    moving = training.trained(variables["params"], config.train)
+    optimizer = optim.optimizer(moving, schedule, config.optim)
+    state = training.init_state(variables, optimizer, config.train)
     mesh = mesh or runtime.data_mesh()
     return training.make_step(module, optimizer, schedule, config, mesh), state, mesh
 
@@ -106,37 +102,6 @@ def test_two_devices_take_the_step_of_one(tmp_path, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), after[0][0], after[1][0])
 
 
-def test_decay_and_multipliers_touch_the_leaves_the_reference_does():
-    params = {
-        "backbone": {
-            "conv": {"kernel": jnp.ones(2), "norm": {"bias": jnp.ones(2), "scale": jnp.ones(2)}},
-            "depthwise": {"depthwise_kernel": jnp.ones(2)},
-        },
-        "logits": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
-    }
-    options = {
-        "momentum": 0.9,
-        "weight_decay": 0.5,
-        "last_layer_gradient_multiplier": 10.0,
-        "bias_gradient_multiplier": 2.0,
-    }
-    optimizer = optim.sgd(params, lambda step: 1.0, options)
-    grads = jax.tree.map(jnp.ones_like, params)
-    updates, state = optimizer.update(grads, optimizer.init(params), params)
-    moved = jax.tree.map(lambda u: float(-u[0]), updates)
-    assert moved["backbone"]["conv"] == {"kernel": 1.5, "norm": {"bias": 1.0, "scale": 1.0}}
-    assert moved["backbone"]["depthwise"]["depthwise_kernel"] == 1.0
-    assert moved["logits"] == {"kernel": 15.0, "bias": 20.0}
-    again, _ = optimizer.update(grads, state, params)
-    np.testing.assert_allclose(again["logits"]["bias"], -20 * 1.9)
-
-
-def test_poly_schedule():
-    schedule = optim.poly_schedule(0.007, 100, 0.9)
-    for step in (0, 50, 99, 100):
-        np.testing.assert_allclose(schedule(step), 0.007 * (1 - step / 100) ** 0.9, rtol=1e-5)
-
-
 def final_state(workdir, step):
     path = (workdir / checkpoint.FOLDER / str(step) / "state").absolute()
     import orbax.checkpoint as ocp
@@ -146,7 +111,8 @@ def final_state(workdir, step):
 
 
 def test_a_run_that_stopped_goes_on_bit_for_bit(data_folder, tmp_path, monkeypatch):
-    main.run(small(data_folder), "train", tmp_path / "whole")
+    config = small(data_folder, train__ema_decay=0.9)
+    trained = main.run(config, "train", tmp_path / "whole")
 
     def stop_at_13(self, count=1):
         self.done += count
@@ -156,9 +122,9 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(data_folder, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(runtime.Progress, "advance", stop_at_13)
         with pytest.raises(KeyboardInterrupt):
-            main.run(small(data_folder), "train", tmp_path / "halves")
+            main.run(config, "train", tmp_path / "halves")
     assert checkpoint.latest_step(tmp_path / "halves") == 10
-    main.run(small(data_folder), "train", tmp_path / "halves")
+    main.run(config, "train", tmp_path / "halves")
 
     whole, halves = (final_state(tmp_path / name, 20) for name in ("whole", "halves"))
     jax.tree.map(np.testing.assert_array_equal, whole, halves)
@@ -168,6 +134,15 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(data_folder, tmp_path, monkeypat
     ]
     assert [line["step"] for line in lines[1]] == [5, 10, 15, 20, 20]
     assert [line.get("loss") for line in lines[0]] == [line.get("loss") for line in lines[1]]
+
+    # What is evaluated and handed on is the average, which the checkpoint holds beside the last.
+    found, _ = checkpoint.read_variables(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, found, whole["average"])
+    bias = whole["params"]["logits"]["bias"]
+    assert (bias != found["params"]["logits"]["bias"]).any()
+    np.testing.assert_equal(main.run(config, "eval", tmp_path / "whole"), trained)
+    with pytest.raises(WeightsError, match=r"train\.ema_decay"):
+        main.run(small(data_folder), "train", tmp_path / "whole")
 
 
 @pytest.mark.slow

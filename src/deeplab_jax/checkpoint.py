@@ -1,6 +1,8 @@
 """Checkpoints of the train state and the data position, by Orbax; nothing half-written counts."""
 
+import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,13 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, position: dict) 
     manager.save(
         step,
         args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
+            state=ocp.args.StandardSave(_parts(state)), position=ocp.args.JsonSave(position)
         ),
     )
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, dict]:
-    """Returns (state shaped and placed like `like`, position) of a saved step.
+    """Returns (state shaped and placed like the dataclass `like`, position) of a saved step.
 
     Raises:
       WeightsError: if the checkpoint is damaged or belongs to another model.
@@ -61,7 +63,7 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, 
         ) from error
     expected = {"params": like.params, "batch_stats": like.batch_stats}
     _check_fits({key: saved[key] for key in expected}, expected, f"{manager.directory}/{step}")
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _parts(like))
     try:
         found = manager.restore(
             step,
@@ -71,11 +73,17 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, 
         )
     except Exception as error:  # Orbax raises many kinds, some of them bare Exception
         raise WeightsError(
-            f"{manager.directory}/{step}: cannot be restored: damaged, or of another optimizer "
-            f"({_first_line(error)}). Use the configuration it was trained with, or another "
-            "--workdir"
+            f"{manager.directory}/{step}: cannot be restored: damaged, or trained with another "
+            f"optim.name, train.freeze_backbone or train.ema_decay ({_first_line(error)}). Use the "
+            "configuration it was trained with, or another --workdir"
         ) from error
-    return found.state, found.position
+    return dataclasses.replace(like, **found.state), found.position
+
+
+def _parts(state: Any) -> dict[str, Any]:
+    """A dataclass or mapping as a dict without what is None: older checkpoints lack it too."""
+    parts = state if isinstance(state, Mapping) else vars(state)
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def latest_step(workdir: Path) -> int | None:
@@ -89,6 +97,8 @@ def latest_step(workdir: Path) -> int | None:
 def load_variables(workdir: Path, like: Any) -> tuple[Any, int]:
     """({"params", "batch_stats"}, step) of the newest checkpoint in a workdir of ours.
 
+    Where training kept their moving average that is what is loaded.
+
     Args:
       like: variables of the wanted structure (arrays or ShapeDtypeStructs).
 
@@ -101,7 +111,7 @@ def load_variables(workdir: Path, like: Any) -> tuple[Any, int]:
 
 
 def read_variables(workdir: Path) -> tuple[Any, int]:
-    """({"params", "batch_stats"}, step) of a workdir's newest checkpoint, whatever its model.
+    """As `load_variables`, whatever the model.
 
     Raises:
       WeightsError: if there is none or it is damaged.
@@ -116,6 +126,7 @@ def read_variables(workdir: Path) -> tuple[Any, int]:
             found = checkpointer.restore(path)
         except Exception as error:
             raise WeightsError(f"{path}: cannot be read ({_first_line(error)})") from error
+    found = found.get("average") or found
     # A network without batch norm may have been saved without "batch_stats".
     return {key: found.get(key, {}) for key in ("params", "batch_stats")}, step
 

@@ -10,9 +10,31 @@ from typing import Any
 
 import ml_collections
 
-from deeplab_jax import ops
+from deeplab_jax import ops, optim
+from deeplab_jax.data.balance import CLASS_WEIGHTS
 from deeplab_jax.errors import ConfigError, did_you_mean
 from deeplab_jax.runtime import finite
+
+# What `check` asks of numbers.
+NOT_NEGATIVE = (
+    "seed",
+    "log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.steps",
+    "loss.hard_example_mining_step",
+    "loss.auxiliary_weight",
+    "optim.slow_start_step",
+    "optim.weight_decay",
+)
+AT_LEAST_1 = (
+    "train.batch_size",
+    "train.keep_checkpoints",
+    "eval.batch_size",
+    "data.bootstrap_copies",
+    "optim.learning_rate_decay_step",
+)
+BELOW_1 = ("loss.label_smoothing", "optim.momentum", "train.ema_decay")
 
 
 def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ml_collections.ConfigDict:
@@ -88,12 +110,15 @@ def check(config: Mapping[str, Any]) -> None:
             continue
         if not (isinstance(size, tuple) and len(size) == 2 and all(n >= 1 for n in size)):
             raise ConfigError(f"{key}={size}: takes (height, width), for instance '(513, 513)'")
-    for key in ("seed", "train.eval_every", "train.checkpoint_every", "log_every", "train.steps"):
+    for key in NOT_NEGATIVE:
         if values[key] < 0:
             raise ConfigError(f"{key}={values[key]}: must not be negative")
-    for key in ("train.batch_size", "eval.batch_size", "train.keep_checkpoints"):
+    for key in AT_LEAST_1:
         if values[key] < 1:
             raise ConfigError(f"{key}={values[key]}: must be at least 1")
+    for key in BELOW_1:
+        if values[key] is not None and not 0 <= values[key] < 1:
+            raise ConfigError(f"{key}={values[key]}: takes 0 up to, not including, 1")
     low, high = values["data.min_scale_factor"], values["data.max_scale_factor"]
     if not 0 < low <= high or values["data.scale_factor_step_size"] < 0:
         raise ConfigError(
@@ -103,9 +128,46 @@ def check(config: Mapping[str, Any]) -> None:
         scales = values[key]
         if not (isinstance(scales, tuple) and scales and all(s > 0 for s in scales)):
             raise ConfigError(f"{key}={scales}: takes scales above 0, for instance '(0.5, 1.0)'")
-    wrong = [i for i in values["eval.class_subset"] if not 0 <= i < classes]
-    if wrong:
-        raise ConfigError(f"eval.class_subset: ids {wrong} are outside 0..{classes - 1}")
+    for key in ("eval.class_subset", "data.bootstrap_classes"):
+        wrong = [i for i in values[key] if not 0 <= i < classes]
+        if wrong:
+            raise ConfigError(f"{key}: ids {wrong} are outside 0..{classes - 1}")
+    _check_loss(values, classes)
+    _check_optim(values)
+
+
+def _check_loss(values: Mapping[str, Any], classes: int) -> None:
+    weights = values["loss.class_weights"]
+    if isinstance(weights, (tuple, list)):
+        fits = len(weights) == classes
+        fits = fits and all(isinstance(w, (int, float)) and w >= 0 for w in weights)
+    else:
+        fits = weights is None or weights in CLASS_WEIGHTS
+    if not fits:
+        raise ConfigError(
+            f"loss.class_weights={weights!r}: takes None, {classes} numbers of at least 0 "
+            f"(model.num_classes of them), or one of {', '.join(CLASS_WEIGHTS)}"
+        )
+    share = values["loss.top_k_percent_pixels"]
+    if not 0 < share <= 1:
+        raise ConfigError(f"loss.top_k_percent_pixels={share}: a share, above 0 and at most 1")
+
+
+def _check_optim(values: Mapping[str, Any]) -> None:
+    choices = {"name": optim.NAMES, "schedule": optim.SCHEDULES, "slow_start_burnin": optim.BURNINS}
+    for key, allowed in choices.items():
+        value = values[f"optim.{key}"]
+        if value not in allowed:
+            raise ConfigError(
+                f"optim.{key}={value!r}: is not one of {', '.join(allowed)}"
+                + did_you_mean(value, allowed)
+            )
+    slow, steps = values["optim.slow_start_step"], values["train.steps"]
+    if slow and slow >= steps:
+        raise ConfigError(f"optim.slow_start_step={slow}: must be below train.steps={steps}")
+    clip = values["optim.clip_norm"]
+    if clip is not None and clip <= 0:
+        raise ConfigError(f"optim.clip_norm={clip}: takes None or a norm above 0")
 
 
 def eval_model(config: Mapping[str, Any]) -> dict[str, Any]:

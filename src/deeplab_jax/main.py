@@ -23,7 +23,7 @@ from deeplab_jax import (
 from deeplab_jax import config as configuration
 from deeplab_jax import predict as prediction
 from deeplab_jax import train as training
-from deeplab_jax.data import files, pipeline
+from deeplab_jax.data import balance, files, pipeline
 from deeplab_jax.data.transforms import normalization
 from deeplab_jax.errors import (
     ConfigError,
@@ -87,6 +87,11 @@ def _train(config, workdir: Path, traces: Path | None):
     mesh = runtime.data_mesh()
     training.check_batch(config.train, mesh)
     source = pipeline.source(config.data, config.data.train_split, config.model.num_classes)
+    source, class_weights = balance.balanced(
+        source, config.data, config.loss, config.model.num_classes
+    )
+    recipe = config.to_dict()
+    recipe["loss"]["class_weights"] = class_weights
     val_source = pipeline.source(config.data, config.eval.split, config.model.num_classes)
     labels = pipeline.class_labels(config.data, config.model.num_classes)
     channels = source[0]["image"].shape[-1]
@@ -97,7 +102,7 @@ def _train(config, workdir: Path, traces: Path | None):
         variables = _load(config.init_from, variables)
     batches = pipeline.train_iterator(source, config.data, config.seed, config.train.batch_size)
 
-    runtime.write_whole(workdir / "config.json", configuration.to_json(config))
+    runtime.write_whole(workdir / "config.json", configuration.to_json(recipe))
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     runtime.say(
         f"{config.model.name} {config.model.backbone}: {parameters:,} parameters, "
@@ -116,7 +121,7 @@ def _train(config, workdir: Path, traces: Path | None):
         module,
         variables,
         batches,
-        config,
+        recipe,
         workdir,
         mesh=mesh,
         evaluate=evaluate_between,

@@ -20,12 +20,44 @@ from deeplab_jax.predict import normalize
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step changes. `step` counts finished steps and is the only clock."""
+    """Everything a step changes. `step` counts finished steps and is the only clock.
+
+    `average` is {"params", "batch_stats"}, their exponential moving average over the steps, or
+    None where `train.ema_decay` is.
+    """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    average: Any = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """{"params", "batch_stats"} to evaluate and hand on: the average if there is one."""
+        return self.average or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def init_state(
+    variables: Any, optimizer: optax.GradientTransformation, train: Mapping[str, Any]
+) -> TrainState:
+    """The state before the first step, from {"params", "batch_stats"}; `train` is config.train."""
+    average = None
+    if train["ema_decay"] is not None:
+        average = jax.tree.map(jnp.copy, variables)  # a step gives away its state's memory
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(trained(variables["params"], train)),
+        average=average,
+    )
+
+
+def trained(params: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `params` that is trained: all, or what is outside a frozen backbone."""
+    frozen = {"backbone"} if train["freeze_backbone"] else set()
+    return {name: leaves for name, leaves in params.items() if name not in frozen}
 
 
 def init_variables(module: nn.Module, seed: int, channels: int = 3) -> Any:
@@ -60,56 +92,60 @@ def make_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted train step: (state, {"image", "label"}) → (state, figures of the step).
 
-    The batch is split over the mesh, the state is on every device; losses and batch-norm
-    statistics are of the whole batch. With `train.accumulation_steps` = n the batch goes through
-    the network in n parts: gradients are those of the whole batch, batch norm sees a part at a
-    time. The old state's memory is reused: do not touch it after the call.
+    The batch is split over the mesh, the state is on every device; losses, the pixels that
+    hard-pixel mining chooses and batch-norm statistics are of the whole batch. With
+    `train.accumulation_steps` = n the batch goes through the network in n parts, and each part's
+    loss counts by its share of the labelled pixels: gradients are those of the whole batch, but
+    batch norm sees, and mining chooses from, a part at a time. The state comes from `init_state`
+    with an `optimizer` of the `trained` parameters. The old state's memory is reused: do not touch
+    it after the call.
     """
     data, train = config["data"], config["train"]
     parts = train["accumulation_steps"]
     check_batch(train, mesh)
 
-    def loss_of_part(params, batch_stats, part, key, count):
+    def labelled(label):
+        return jnp.sum(label != data["ignore_label"], dtype=jnp.float32)
+
+    def loss_of_part(moving, state, batch_stats, part, key, count):
         outputs, updated = module.apply(
-            {"params": params, "batch_stats": batch_stats},
+            {"params": state.params | moving, "batch_stats": batch_stats},
             normalize(part["image"], data["normalization"]),
             train=True,
             train_batch_norm=train["fine_tune_batch_norm"],
+            freeze_backbone=train["freeze_backbone"],
             mutable=["batch_stats"],
             rngs={"dropout": key},
         )
-        # Several outputs, the scales of [V2] and their fusion: a loss each, summed.
-        total = sum(
-            losses.softmax_cross_entropy(
-                logits,
-                part["label"],
-                ignore_label=data["ignore_label"],
-                align_corners=config["model"]["align_corners"],
-            )[0]
-            for logits in (outputs.values() if isinstance(outputs, dict) else [outputs])
+        loss = losses.training_loss(
+            outputs,
+            part["label"],
+            config["loss"],
+            state.step,
+            ignore_label=data["ignore_label"],
+            align_corners=config["model"]["align_corners"],
         )
-        return total / count, updated["batch_stats"]
+        return loss * (labelled(part["label"]) / count), updated["batch_stats"]
 
     def step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(config["seed"]), state.step)
-        valid = jnp.sum(batch["label"] != data["ignore_label"], dtype=jnp.float32)
-        count = jnp.maximum(valid, 1)  # a batch may be void throughout
+        count = jnp.maximum(labelled(batch["label"]), 1)  # a batch may be void throughout
+        moving = trained(state.params, train)
         gradient = jax.value_and_grad(loss_of_part, has_aux=True)
 
         def accumulate(carry, part_and_key):
             loss, grads, batch_stats = carry
-            part, key = part_and_key
-            (more, batch_stats), new = gradient(state.params, batch_stats, part, key, count)
+            (more, batch_stats), new = gradient(moving, state, batch_stats, *part_and_key, count)
             return (loss + more, jax.tree.map(jnp.add, grads, new), batch_stats), None
 
         if parts == 1:
             (loss, batch_stats), grads = gradient(
-                state.params, state.batch_stats, batch, key, count
+                moving, state, state.batch_stats, batch, key, count
             )
         else:
             # Rows i, i + n, ...: each part takes as many rows from every device.
             split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-            start = (0.0, jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
+            start = (0.0, jax.tree.map(jnp.zeros_like, moving), state.batch_stats)
             # Unrolled on CPU: XLA's convolutions inside a loop are 25 times slower there.
             (loss, grads, batch_stats), _ = jax.lax.scan(
                 accumulate,
@@ -117,7 +153,16 @@ def make_step(
                 (split, jax.random.split(key, parts)),
                 unroll=mesh.devices.flat[0].platform == "cpu",
             )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, moving)
+        params = state.params | optax.apply_updates(moving, updates)
+        average = None
+        if state.average is not None:
+            # In this form what does not change keeps its average bit for bit.
+            average = jax.tree.map(
+                lambda old, new: old + (1 - train["ema_decay"]) * (new - old),
+                state.average,
+                {"params": params, "batch_stats": batch_stats},
+            )
         figures = {
             "loss": loss,
             "gradient_norm": optax.tree.norm(grads),
@@ -125,9 +170,10 @@ def make_step(
         }
         state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
+            average=average,
         )
         return state, figures
 
@@ -191,8 +237,8 @@ def train(
       profile: folder for a trace of a few steps.
 
     Returns:
-      (the trained {"params", "batch_stats"}, their step: past `train.steps` where the workdir
-      already was).
+      (the trained {"params", "batch_stats"}, averaged if `train.ema_decay` says so, and their
+      step: past `train.steps` where the workdir already was).
 
     Raises:
       NumericsError: when the loss is no longer finite; the last checkpoint before is kept.
@@ -200,16 +246,10 @@ def train(
       DataError: from the source.
     """
     train, steps = config["train"], config["train"]["steps"]
-    schedule = optim.poly_schedule(
-        config["optim"]["learning_rate"], steps, config["optim"]["learning_power"]
-    )
-    optimizer = optim.sgd(variables["params"], schedule, config["optim"])
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
-    )
+    schedule = optim.schedule(config["optim"], steps)
+    moving = trained(variables["params"], train)
+    optimizer = optim.optimizer(moving, schedule, config["optim"])
+    state = init_state(variables, optimizer, train)
     state = jax.device_put(state, runtime.replicated(mesh))
     train_step = make_step(module, optimizer, schedule, config, mesh)
     writer = runtime.MetricWriter(workdir / "metrics.jsonl")
@@ -224,7 +264,7 @@ def train(
         writer.forget_after(first)
         if first >= steps:
             runtime.say(f"step {first} of {steps}: nothing left to train")
-            return {"params": state.params, "batch_stats": state.batch_stats}, first
+            return state.variables, first
 
         meter = Meter(train["batch_size"])
         position = figures = None
@@ -272,11 +312,11 @@ def train(
                     checkpoint.save(manager, step, state, saved)
                 if _due(step, train["eval_every"]) and not last:
                     paused = time.monotonic()
-                    evaluate({"params": state.params, "batch_stats": state.batch_stats}, step)
+                    evaluate(state.variables, step)
                     meter.started += time.monotonic() - paused
         manager.wait_until_finished()
         manager.check_for_errors()
-    return {"params": state.params, "batch_stats": state.batch_stats}, steps
+    return state.variables, steps
 
 
 def _due(step: int, every: int) -> bool:

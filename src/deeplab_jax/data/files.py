@@ -129,14 +129,23 @@ class Pairs:
         Raises:
           DataError: naming the file and what is wrong with it.
         """
-        image, mask = read_image(self.images[index]), read_mask(self.masks[index])
+        image, mask = read_image(self.images[index]), self.label(index)
         if image.shape[:2] != mask.shape:
             raise DataError(
                 f"{self.masks[index]}: mask of {_size(mask)} for an image of {_size(image)} "
                 f"({self.images[index]}); they must be the same size" + _turned(image, mask)
             )
-        check_ids(mask, self.num_classes, self.ignore_label, self.masks[index])
         return {"image": image, "label": mask, "name": self.images[index].stem}
+
+    def label(self, index: int) -> np.ndarray:
+        """The mask alone, [H, W] integer; checks its ids.
+
+        Raises:
+          DataError: as above.
+        """
+        mask = read_mask(self.masks[index])
+        check_ids(mask, self.num_classes, self.ignore_label, self.masks[index])
+        return mask
 
 
 def check_ids(mask: np.ndarray, num_classes: int, ignore_label: int, path) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import Conv3x3, ConvBN, Logits
+from deeplab_jax.models.layers import Conv3x3, ConvBN, Logits, run_backbone
 
 
 class DeepLab(nn.Module):
@@ -35,7 +35,12 @@ class DeepLab(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, train_batch_norm: bool | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        train_batch_norm: bool | None = None,
+        freeze_backbone: bool = False,
     ) -> jax.Array | dict[str, jax.Array]:
         """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32.
 
@@ -46,10 +51,11 @@ class DeepLab(nn.Module):
           train: dropout acts (needs an rng "dropout") and batch norm uses the batch.
           train_batch_norm: overrides `train` for batch norm alone: False trains with the
             running statistics frozen, as [V3] Sec. 4.1 does at output stride 8.
+          freeze_backbone: no gradient reaches the backbone, and its running statistics stay.
         """
         batch_norm = train if train_batch_norm is None else train_batch_norm
         dropout = nn.Dropout(0.1, deterministic=not train)
-        endpoints = self.backbone(name="backbone")(images, train=batch_norm)
+        endpoints = run_backbone(self.backbone, images, batch_norm, freeze_backbone)
         x = endpoints["features"]
         if self.context is not None:
             x = self.context()(x, batch_norm, dropout)

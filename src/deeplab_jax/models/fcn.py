@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import ConvBN, Logits
+from deeplab_jax.models.layers import ConvBN, Logits, run_backbone
 
 
 class FCN(nn.Module):
@@ -23,14 +23,19 @@ class FCN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, train_batch_norm: bool | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        train_batch_norm: bool | None = None,
+        freeze_backbone: bool = False,
     ) -> jax.Array:
         """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
         batch_norm = train if train_batch_norm is None else train_batch_norm
-        x = self.backbone(name="backbone")(images, train=batch_norm)["features"]
+        endpoints = run_backbone(self.backbone, images, batch_norm, freeze_backbone)
         head = self.head()
         nn.share_scope(self, head)
-        return head(x, batch_norm, train)
+        return head(endpoints["features"], batch_norm, train)
 
 
 class FCNHead(nn.Module):

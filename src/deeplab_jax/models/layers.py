@@ -224,6 +224,14 @@ class Logits(nn.Module):
         return layer(x)
 
 
+def run_backbone(
+    backbone: Callable[..., nn.Module], images: jax.Array, train_batch_norm: bool, freeze: bool
+) -> dict[str, jax.Array]:
+    """The endpoints of a network's backbone; frozen, they take running statistics and no gradient."""
+    endpoints = backbone(name="backbone")(images, train=train_batch_norm and not freeze)
+    return jax.lax.stop_gradient(endpoints) if freeze else endpoints
+
+
 def rematerialised(unit: type[nn.Module], remat: bool) -> type[nn.Module]:
     """`unit`, called with (x, train); with `remat` the backward pass keeps its input alone and
     computes the rest again."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import Conv, ConvBN, Logits
+from deeplab_jax.models.layers import Conv, ConvBN, Logits, run_backbone
 from deeplab_jax.models.mobilenet_v3 import TF_GATE_SLOPE, hard_sigmoid
 
 
@@ -39,11 +39,16 @@ class LRASPP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, train_batch_norm: bool | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        train_batch_norm: bool | None = None,
+        freeze_backbone: bool = False,
     ) -> jax.Array:
         """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
         batch_norm = train if train_batch_norm is None else train_batch_norm
-        endpoints = self.backbone(name="backbone")(images, train=batch_norm)
+        endpoints = run_backbone(self.backbone, images, batch_norm, freeze_backbone)
         x, low_level = endpoints["features"], endpoints[f"low_level_{self.decoder_output_stride}"]
 
         gate = ops.average_pool(x, self.pooling_window, self.pooling_stride)

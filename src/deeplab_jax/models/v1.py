@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import Conv, Logits
+from deeplab_jax.models.layers import Conv, Logits, run_backbone
 
 
 def field_of_view(kernel_size: int, rate: int, output_stride: int = 8) -> int:
@@ -87,12 +87,17 @@ class DeepLabV1(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, train_batch_norm: bool | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        train_batch_norm: bool | None = None,
+        freeze_backbone: bool = False,
     ) -> jax.Array:
         """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
         batch_norm = train if train_batch_norm is None else train_batch_norm
         dropout = nn.Dropout(0.5, deterministic=not train)
-        endpoints = self.backbone(name="backbone")(images, train=batch_norm)
+        endpoints = run_backbone(self.backbone, images, batch_norm, freeze_backbone)
         layers = self.fully_connected()
         nn.share_scope(self, layers)
         x = layers(endpoints["features"], dropout)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import Logits
+from deeplab_jax.models.layers import Logits, run_backbone
 
 
 class DeepLabV2(nn.Module):
@@ -33,15 +33,20 @@ class DeepLabV2(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, train_batch_norm: bool | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        train_batch_norm: bool | None = None,
+        freeze_backbone: bool = False,
     ) -> jax.Array:
         """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
         batch_norm = train if train_batch_norm is None else train_batch_norm
         dropout = nn.Dropout(0.5, deterministic=not train)
-        features = self.backbone(name="backbone")(images, train=batch_norm)["features"]
+        endpoints = run_backbone(self.backbone, images, batch_norm, freeze_backbone)
         scores = []
         for i, rate in enumerate(self.rates, start=1):
-            atrous, x = {"kernel_size": self.kernel_size, "rate": rate}, features
+            atrous, x = {"kernel_size": self.kernel_size, "rate": rate}, endpoints["features"]
             if self.fully_connected is not None:
                 x = self.fully_connected(**atrous, name=f"branch{i}")(x, dropout)
                 atrous = {}

@@ -27,7 +27,7 @@ from deeplab_jax.ops.geometry import (
 )
 from deeplab_jax.ops.normalization import batch_norm
 from deeplab_jax.ops.pooling import average_pool, max_pool, max_pool_native
-from deeplab_jax.ops.resize import resize_bilinear
+from deeplab_jax.ops.resize import resize_bilinear, resize_nearest
 
 __all__ = [
     "Convolution",
@@ -47,6 +47,7 @@ __all__ = [
     "observing",
     "pair",
     "resize_bilinear",
+    "resize_nearest",
     "same_padding",
     "scaled_size",
     "strides_and_rates",

@@ -1,4 +1,4 @@
-"""Bilinear resizing."""
+"""Resizing: bilinear for images and logits, nearest for labels."""
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +35,30 @@ def resize_bilinear(
     return x.reshape(batch, *size, channels)
 
 
-def _interpolation(old: int, new: int, align_corners: bool, scale, dtype) -> jax.Array:
-    """[new, old] matrix whose rows weigh the two nearest old samples."""
-    position = jnp.arange(new, dtype=at_least_float32(dtype))
+def resize_nearest(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
+    """The nearest samples of [B, h, w, ...] as [B, *size, ...]: any dtype, no new values."""
+    if x.shape[1:3] == tuple(size):
+        return x
+    rows, columns = (
+        jnp.floor(_positions(old, new, align_corners, None, jnp.float32) + 0.5).astype(jnp.int32)
+        for old, new in zip(x.shape[1:3], size)
+    )
+    return x[:, rows[:, None], columns[None, :]]
+
+
+def _positions(old: int, new: int, align_corners: bool, scale, dtype) -> jax.Array:
+    """Where the new samples lie on the old grid."""
+    position = jnp.arange(new, dtype=dtype)
     if align_corners:
         position = position * ((old - 1) / max(new - 1, 1))
     else:
         position = (position + 0.5) * (1 / scale if scale else old / new) - 0.5
-    position = jnp.clip(position, 0, old - 1)
+    return jnp.clip(position, 0, old - 1)
+
+
+def _interpolation(old: int, new: int, align_corners: bool, scale, dtype) -> jax.Array:
+    """[new, old] matrix whose rows weigh the two nearest old samples."""
+    position = _positions(old, new, align_corners, scale, at_least_float32(dtype))
     return jnp.maximum(
         0, 1 - jnp.abs(position[:, None] - jnp.arange(old, dtype=position.dtype))
     ).astype(dtype)
