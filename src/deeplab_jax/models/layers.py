@@ -227,7 +227,7 @@ class Logits(nn.Module):
 def run_backbone(
     backbone: Callable[..., nn.Module], images: jax.Array, train_batch_norm: bool, freeze: bool
 ) -> dict[str, jax.Array]:
-    """The endpoints of a network's backbone; frozen, they take running statistics and no gradient."""
+    """The backbone's endpoints; frozen: with running statistics, and no gradient reaches it."""
     endpoints = backbone(name="backbone")(images, train=train_batch_norm and not freeze)
     return jax.lax.stop_gradient(endpoints) if freeze else endpoints
 
