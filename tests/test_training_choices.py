@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from conftest import CONFIGS, GOLDEN
 from flax.traverse_util import flatten_dict
@@ -255,7 +256,8 @@ def test_checkpoints_from_before_the_averages_still_fit(tmp_path):
     stats = {"norm": {"mean": jnp.ones(2)}}
     former = FormerState(jnp.int32(3), params, stats, optimizer.init(params))
     with checkpoint.manager(tmp_path, keep=2) as manager:
-        checkpoint.save(manager, 3, former, {"iterator": None})
+        state, position = ocp.args.StandardSave(former), ocp.args.JsonSave({"iterator": None})
+        manager.save(3, args=ocp.args.Composite(state=state, position=position))
     variables = jax.tree.map(jnp.zeros_like, {"params": params, "batch_stats": stats})
     like = training.init_state(variables, optimizer, config.train)
     with checkpoint.manager(tmp_path, keep=2) as manager:
