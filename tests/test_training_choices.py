@@ -21,6 +21,7 @@ from deeplab_jax import config as configuration
 from deeplab_jax import train as training
 from deeplab_jax.errors import DataError
 from deeplab_jax.models import ASPP, FCN, LRASPP, BatchNorm, DeepLab, DeepLabV2, MultiScale
+from deeplab_jax.models.fcn import FCNHead
 from deeplab_jax.models.layers import ConvBN
 
 NORM = partial(BatchNorm, momentum=0.9, epsilon=1e-3)
@@ -165,9 +166,9 @@ ASPP_OF_8 = partial(
     ASPP, (1,), 8, separable=False, depthwise_norm=True, image_pooling=True, norm=NORM, name="aspp"
 )
 NETWORKS = {
-    "deeplab": DeepLab(Backbone, ASPP_OF_8, None, None, 3),
-    "fcn": FCN(Backbone, NORM, 3),
-    "v2": MultiScale(DeepLabV2(Backbone, (1, 2), 3), (0.5, 1.0), align_corners=True),
+    "deeplab": DeepLab(Backbone, ASPP_OF_8, None, (), None, 3),
+    "fcn": FCN(Backbone, partial(FCNHead, NORM, 3)),
+    "v2": MultiScale(DeepLabV2(Backbone, (1, 2), 3, 3), (0.5, 1.0), align_corners=True),
     "lraspp": LRASPP(Backbone, NORM, 8, 4, 3, None, (1, 1), align_corners=True),
 }
 
