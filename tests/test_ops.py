@@ -50,7 +50,7 @@ DEPTHWISE_CASES = [
 @pytest.mark.parametrize("case", DEPTHWISE_CASES, ids=str)
 def test_depthwise_gradients_at_any_stride_rate_and_padding(case, monkeypatch):
     kernel_size, size, stride, rate, padding = case
-    monkeypatch.setattr(depthwise, "_STEP_BYTES", 500)  # a few rows a step
+    monkeypatch.setattr(depthwise, "_TURN_BYTES", 500)  # several turns
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         x, kernel = rng.standard_normal((2, *size, 3)), rng.standard_normal((*kernel_size, 3))

@@ -81,39 +81,41 @@ def _depthwise_shifted_dx(x_shape, kernel, dy, stride, rate, padding):
     return _depthwise_shifted(dy, kernel[::-1, ::-1], 1, rate, ((0, 0), (0, 0)))
 
 
-# Bytes of dy in a step of the scan below: few steps, and all that one touches stays in cache.
-_STEP_BYTES = 600_000
+# Groups of rows that are added by element before the pixels are summed, and the bytes of dy that
+# all taps take in turn before they go on to the next: what stays in cache. Few turns: each is code.
+_ROW_GROUPS, _TURN_BYTES, _MOST_TURNS = 6, 6_000_000, 4
 
 
 def _depthwise_shifted_dkernel(x, kernel, dy, stride, rate, padding):
-    """Gradient of the kernel, some output rows a scan step.
+    """Gradient of the kernel: for each tap the sum over pixels of (shifted x) * dy.
 
-    All rows at once would read x and dy nine times from memory: 12 ms against 6 at
-    [4, 33, 33, 728]; row by row, small maps would be all overhead (1.7 ms against 1.1 at
-    [2, 17, 17, 728]).
+    XLA's CPU reduction over pixels takes some ten times as long as the arithmetic. So the rows are
+    dealt into groups that are added by element, which stays in registers, and the few rows left
+    are summed as a matrix product with ones: 2.0 → 0.8 ms at [2, 33, 33, 192].
     """
     (kh, kw, _), (rate_h, rate_w) = kernel.shape, rate
-    batch, height, width, channels = dy.shape
-    steps = -(-height // -(-_STEP_BYTES // (4 * batch * width * channels)))
-    rows = -(-height // steps)
-    more = steps * rows - height  # zeros in dy, whatever stands beside them in x
+    height, width, channels = dy.shape[1:]
+    turns = max(1, min(_MOST_TURNS, 4 * dy.size // _TURN_BYTES))
+    rows = -(-height // (turns * _ROW_GROUPS))  # of a group
+    starts = range(0, height, rows)
+    more = len(starts) * rows - height  # zeros in dy, whatever stands beside them in x
     (top, bottom), sides = padding
     wide = at_least_float32(x.dtype)
-    x = pad(x, ((top, bottom + more * stride), sides)).astype(wide)
-    dy = pad(dy, ((0, more), (0, 0))).astype(wide)
+    # Written out before use: fused into the taps, what made them would be computed nine times.
+    x = lax.optimization_barrier(pad(x, ((top, bottom + more * stride), sides)).astype(wide))
+    dy = lax.optimization_barrier(pad(dy, ((0, more), (0, 0))).astype(wide))
 
-    def step(total, i):
-        dy_rows = lax.dynamic_slice_in_dim(dy, i * rows, rows, axis=1)  # [B, rows, W', C]
-        taps = []
-        for u in range(kh):
-            first = i * rows * stride + u * rate_h
-            x_rows = lax.dynamic_slice_in_dim(x, first, (rows - 1) * stride + 1, axis=1)
-            taps += [
-                jnp.sum(window(x_rows, 0, v * rate_w, rows, width, stride) * dy_rows, (0, 1, 2))
-                for v in range(kw)
-            ]
-        return total + jnp.stack(taps), None
+    def tap(u, v, starts):
+        by_group = [
+            window(x, first * stride + u * rate_h, v * rate_w, rows, width, stride)
+            * dy[:, first : first + rows]
+            for first in starts
+        ]
+        total = lax.optimization_barrier(sum(by_group).reshape(-1, channels))
+        return jnp.ones((total.shape[0],), wide) @ total
 
-    zeros = jnp.zeros((kh * kw, channels), wide)
-    total, _ = lax.scan(step, zeros, jnp.arange(steps))
+    total = jnp.zeros((kh * kw, channels), wide)
+    for first in range(0, len(starts), _ROW_GROUPS):
+        turn = starts[first : first + _ROW_GROUPS]
+        total = total + jnp.stack([tap(u, v, turn) for u in range(kh) for v in range(kw)])
     return total.reshape(kernel.shape).astype(kernel.dtype)
