@@ -69,6 +69,8 @@ def mobilenet_v2(config):
 
 def embedded(config):
     common.embedded(config)
+    config.optim.learning_rate = 0.05  # no batch norm in this head
+    config.optim.last_layer_gradient_multiplier = 1.0
     config.model.atrous_rates = (2, 4, 6, 8)
 
 
