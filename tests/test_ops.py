@@ -124,6 +124,7 @@ def test_cpu_forms_and_their_gradients_equal_the_convolution(form, case):
         ((1, 65, 65, 512), (3, 3, 512, 512), 2, winograd.winograd),
         ((1, 65, 65, 512), (4, 4, 512, 512), 2, None),
         ((1, 129, 129, 64), (3, 3, 64, 64), 1, winograd.winograd),
+        ((1, 33, 33, 64), (3, 3, 64, 64), 1, None),
         ((1, 129, 129, 64), (3, 3, 64, 21), 1, None),
         ((1, 5, 5, 256), (3, 3, 256, 256), 1, None),
     ],
@@ -158,7 +159,7 @@ def test_bfloat16_is_left_out_of_winograds_differences():
 
 @pytest.mark.parametrize(
     ("size", "channels", "rate"),
-    [((9, 11), (64, 4), 4), ((9, 11), (8, 8), 4), ((25, 26), (48, 32), 1), ((26, 33), (32, 40), 2)],
+    [((9, 11), (64, 4), 4), ((9, 11), (8, 8), 4), ((64, 49), (64, 80), 1), ((50, 65), (80, 64), 2)],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dense_convolution_equals_the_native_one(dtype, size, channels, rate):

@@ -75,6 +75,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, rate: Rate, padding: Pa
     return lax.platform_dependent(x, kernel, cpu=rewritten, default=native)
 
 
+_WORTH_COMPILING = 50_000_000  # multiply-adds: a quarter of a millisecond on two cores
+
+
 def cpu_form(x, kernel, rate: tuple[int, int], padding: Padding, dtype) -> Callable | None:
     """The fastest form of a convolution of stride 1 on CPU, by benchmarks/NOTES.md.
 
@@ -88,11 +91,12 @@ def cpu_form(x, kernel, rate: tuple[int, int], padding: Padding, dtype) -> Calla
     inputs, features = kernel[2:]
     inside = atrous.share_inside(x, kernel, rate, padding)
     size = tuple(map(output_size, x[1:3], kernel, rate, padding))
-    # Pixels times products of each form. Winograd's differences would lose bfloat16's few digits;
-    # transforming its kernel takes the time of some 32 tiles.
+    # Products of a pixel or tile with a tap. Winograd's differences would lose bfloat16's few
+    # digits; transforming its kernel takes the time of some 32 tiles, compiling it a second.
     if kernel[:2] == (3, 3) and min(inputs, features) >= 32 and jnp.dtype(dtype).itemsize >= 4:
         tiles = x[0] * math.prod(winograd.tiles(size, rate)) * math.prod(rate)
-        if 16 * (tiles + 32) < 0.9 * inside * 9 * x[0] * math.prod(size):
+        saved = 0.9 * inside * 9 * x[0] * math.prod(size) - 16 * (tiles + 32)
+        if saved * inputs * features > _WORTH_COMPILING:
             return winograd.winograd
     if rate == (1, 1):
         return None
