@@ -101,12 +101,10 @@ def our_training(case: str, size: int, batch: int, dtype: str = "float32", remat
     from deeplab_jax import models, optim, runtime, train
 
     model = keywords(case) | {"dtype": dtype, "align_corners": True, "remat": remat}
-    overrides = {
-        "train.batch_size": batch,
-        "optim.bias_gradient_multiplier": 1.0,
-    }  # as torch has it
+    # One rate for all, as torch has it.
+    overrides = {"train.batch_size": batch, "optim.bias_gradient_multiplier": 1.0}
     config = configuration.load(f"{CONFIG}:voc", overrides).to_dict()
-    config |= {"model": model}
+    config["model"] = model
     module = models.build(**model)
     variables = train.init_variables(module, 0)
     schedule = optim.schedule(config["optim"], config["train"]["steps"])

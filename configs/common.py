@@ -177,6 +177,18 @@ def embedded(config: ConfigDict) -> None:
     config.train.checkpoint_every = 250
 
 
+def embedded_without_norm(*rates: int):
+    """`embedded` for the heads of v1 and v2, which have no batch norm; `rates` are theirs."""
+
+    def configure(config):
+        embedded(config)
+        config.optim.learning_rate = 0.05
+        config.optim.last_layer_gradient_multiplier = 1.0
+        config.model.atrous_rates = rates
+
+    return configure
+
+
 def trainval(variants: dict) -> dict:
     """{"NAME_trainval": its second stage}: stride 8, batch norm frozen ([V3] Sec. 4.1)."""
 

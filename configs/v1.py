@@ -60,19 +60,12 @@ def mobilenet_v2(config):
     config.data.normalization = "zero_mean"
 
 
-def embedded(config):
-    common.embedded(config)
-    config.optim.learning_rate = 0.05  # no batch norm in this head
-    config.optim.last_layer_gradient_multiplier = 1.0
-    config.model.atrous_rates = (4,)
-
-
 VARIANTS = {
     **{name: variant(*fc6, msc=False) for name, fc6 in FC6.items()},
     **{f"{name}_msc": variant(*fc6, msc=True) for name, fc6 in FC6.items()},
     "mobilenet_v2": mobilenet_v2,
 }
-EMBEDDED = {"mobilenet_v2": embedded}
+EMBEDDED = {"mobilenet_v2": common.embedded_without_norm(4)}
 
 
 def get_config(preset: str = ""):

@@ -67,13 +67,6 @@ def mobilenet_v2(config):
     config.train.fine_tune_batch_norm = True
 
 
-def embedded(config):
-    common.embedded(config)
-    config.optim.learning_rate = 0.05  # no batch norm in this head
-    config.optim.last_layer_gradient_multiplier = 1.0
-    config.model.atrous_rates = (2, 4, 6, 8)
-
-
 VARIANTS = {
     "vgg_largefov": vgg(12),
     "vgg_aspp_s": vgg(*ASPP_S),
@@ -83,7 +76,7 @@ VARIANTS = {
     "resnet_aspp": resnet(*ASPP_L),
     "mobilenet_v2": mobilenet_v2,
 }
-EMBEDDED = {"mobilenet_v2": embedded}
+EMBEDDED = {"mobilenet_v2": common.embedded_without_norm(2, 4, 6, 8)}
 
 
 def get_config(preset: str = ""):

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import Conv3x3, ConvBN, Logits, run_backbone
+from deeplab_jax.models.layers import Conv3x3, ConvBN, Logits, Network
 
 
-class DeepLab(nn.Module):
+class DeepLab(Network):
     """Normalised images → class logits at the head's own stride.
 
     Attributes:
-      backbone: makes the encoder; a module returning named endpoints.
       context: makes what gathers context, the ASPP; it is called with a dropout. None is [V3]'s
         cascade, whose logits sit on the backbone.
       decoder: makes a stage of the v3+ decoder.
@@ -26,36 +25,14 @@ class DeepLab(nn.Module):
       num_classes: channels of the logits, background included.
     """
 
-    backbone: Callable[..., nn.Module]
     context: Callable[..., nn.Module] | None
     decoder: Callable[..., nn.Module]
     decoder_output_strides: Sequence[int]
     auxiliary: Callable[..., nn.Module] | None
     num_classes: int
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool = False,
-        train_batch_norm: bool | None = None,
-        freeze_backbone: bool = False,
-    ) -> jax.Array | dict[str, jax.Array]:
-        """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32.
-
-        With an auxiliary classifier, training gives {"logits", "auxiliary"}.
-
-        Args:
-          images: normalised; any H, W and any number of channels.
-          train: dropout acts (needs an rng "dropout") and batch norm uses the batch.
-          train_batch_norm: overrides `train` for batch norm alone: False trains with the
-            running statistics frozen, as [V3] Sec. 4.1 does at output stride 8.
-          freeze_backbone: no gradient reaches the backbone, and its running statistics stay.
-        """
-        batch_norm = train if train_batch_norm is None else train_batch_norm
+    def classify(self, images, endpoints, batch_norm, train):
         dropout = nn.Dropout(0.1, deterministic=not train)
-        endpoints = run_backbone(self.backbone, images, batch_norm, freeze_backbone)
         x = endpoints["features"]
         if self.context is not None:
             x = self.context()(x, batch_norm, dropout)

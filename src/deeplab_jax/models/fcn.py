@@ -7,32 +7,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import ConvBN, Logits, run_backbone
+from deeplab_jax.models.layers import ConvBN, Logits, Network
 
 
-class FCN(nn.Module):
+class FCN(Network):
     """Backbone → `FCNHead`.
 
     Attributes:
-      backbone: makes the encoder; a module returning named endpoints.
       head: makes the head.
     """
 
-    backbone: Callable[..., nn.Module]
     head: Callable[..., nn.Module]
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool = False,
-        train_batch_norm: bool | None = None,
-        freeze_backbone: bool = False,
-    ) -> jax.Array:
-        """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
-        batch_norm = train if train_batch_norm is None else train_batch_norm
-        endpoints = run_backbone(self.backbone, images, batch_norm, freeze_backbone)
+    def classify(self, images, endpoints, batch_norm, train):
         head = self.head()
         nn.share_scope(self, head)
         return head(endpoints["features"], batch_norm, train)

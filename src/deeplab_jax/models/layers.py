@@ -5,7 +5,7 @@ official code decays only the former. Parameters and batch statistics stay float
 compute `dtype`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -224,12 +224,50 @@ class Logits(nn.Module):
         return layer(x)
 
 
-def run_backbone(
-    backbone: Callable[..., nn.Module], images: jax.Array, train_batch_norm: bool, freeze: bool
-) -> dict[str, jax.Array]:
-    """The backbone's endpoints; frozen: with running statistics, and no gradient reaches it."""
-    endpoints = backbone(name="backbone")(images, train=train_batch_norm and not freeze)
-    return jax.lax.stop_gradient(endpoints) if freeze else endpoints
+class Network(nn.Module):
+    """Backbone → what a subclass makes of its endpoints: the call that all networks share.
+
+    Attributes:
+      backbone: makes the encoder; a module returning named endpoints.
+    """
+
+    backbone: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        train_batch_norm: bool | None = None,
+        freeze_backbone: bool = False,
+    ) -> jax.Array | dict[str, jax.Array]:
+        """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32.
+
+        A network with an auxiliary classifier gives {"logits", "auxiliary"} in training.
+
+        Args:
+          images: normalised; any H, W and any number of channels.
+          train: dropout acts (needs an rng "dropout") and batch norm uses the batch.
+          train_batch_norm: overrides `train` for batch norm alone: False trains with the
+            running statistics frozen, as [V3] Sec. 4.1 does at output stride 8.
+          freeze_backbone: no gradient reaches the backbone, and its running statistics stay.
+        """
+        batch_norm = train if train_batch_norm is None else train_batch_norm
+        endpoints = self.backbone(name="backbone")(images, train=batch_norm and not freeze_backbone)
+        if freeze_backbone:
+            endpoints = jax.lax.stop_gradient(endpoints)
+        return self.classify(images, endpoints, batch_norm, train)
+
+    def classify(
+        self,
+        images: jax.Array,
+        endpoints: Mapping[str, jax.Array],
+        batch_norm: bool,
+        train: bool,
+    ) -> jax.Array | dict[str, jax.Array]:
+        """The logits, from the backbone's endpoints; called inside the compact `__call__`."""
+        raise NotImplementedError
 
 
 def rematerialised(unit: type[nn.Module], remat: bool) -> type[nn.Module]:

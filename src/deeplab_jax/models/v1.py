@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import Conv, Logits, run_backbone
+from deeplab_jax.models.layers import Conv, Logits, Network
 
 
 def field_of_view(kernel_size: int, rate: int, output_stride: int = 8) -> int:
@@ -70,34 +70,21 @@ class MultiScaleFeatures(nn.Module):
         return jnp.concatenate(outputs, axis=-1)
 
 
-class DeepLabV1(nn.Module):
+class DeepLabV1(Network):
     """Backbone → fc6 → fc7 → classifier ([V1] Sec. 3), with or without multi-scale features.
 
     Attributes:
-      backbone: makes the encoder; a module returning named endpoints.
       fully_connected: makes fc6 and fc7; it is called with a dropout.
       multi_scale: makes what the classifier reads beside fc7; None is nothing.
       num_classes: channels of the logits, background included.
     """
 
-    backbone: Callable[..., nn.Module]
     fully_connected: Callable[..., nn.Module]
     multi_scale: Callable[..., nn.Module] | None
     num_classes: int
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool = False,
-        train_batch_norm: bool | None = None,
-        freeze_backbone: bool = False,
-    ) -> jax.Array:
-        """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
-        batch_norm = train if train_batch_norm is None else train_batch_norm
+    def classify(self, images, endpoints, batch_norm, train):
         dropout = nn.Dropout(0.5, deterministic=not train)
-        endpoints = run_backbone(self.backbone, images, batch_norm, freeze_backbone)
         layers = self.fully_connected()
         nn.share_scope(self, layers)
         x = layers(endpoints["features"], dropout)

@@ -8,42 +8,29 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import Logits, run_backbone
+from deeplab_jax.models.layers import Logits, Network
 
 
-class DeepLabV2(nn.Module):
+class DeepLabV2(Network):
     """Backbone → parallel branches, each with a classifier → their sum ([V2] Sec. 3.2, "ASPP").
 
     On ResNet-101 a branch is its classifier, which has kernel and rate itself (Sec. 4.1.2); on
     VGG-16 fc6 has them, behind it come fc7 and a 1x1 classifier (Fig. 7).
 
     Attributes:
-      backbone: makes the encoder; a module returning named endpoints.
       rates: atrous rate of each branch.
       kernel_size: of a branch: 3; 1 is the plain classifier, the first row of Table 4.
       num_classes: channels of the logits, background included.
       fully_connected: makes a branch's fc6 and fc7, called with a dropout; None: classifiers alone.
     """
 
-    backbone: Callable[..., nn.Module]
     rates: Sequence[int]
     kernel_size: int
     num_classes: int
     fully_connected: Callable[..., nn.Module] | None = None
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool = False,
-        train_batch_norm: bool | None = None,
-        freeze_backbone: bool = False,
-    ) -> jax.Array:
-        """images [B, H, W, C] float → logits [B, H/s, W/s, num_classes] float32."""
-        batch_norm = train if train_batch_norm is None else train_batch_norm
+    def classify(self, images, endpoints, batch_norm, train):
         dropout = nn.Dropout(0.5, deterministic=not train)
-        endpoints = run_backbone(self.backbone, images, batch_norm, freeze_backbone)
         scores = []
         for i, rate in enumerate(self.rates, start=1):
             atrous, x = {"kernel_size": self.kernel_size, "rate": rate}, endpoints["features"]
