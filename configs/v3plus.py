@@ -41,6 +41,8 @@ def mobilenet_v2_torch(config):
     backbone("mobilenet_v2")(config)
     config.model.padding = "fixed"
     config.model.batch_norm_epsilon = 1e-5
+    config.model.batch_norm_decay = 0.9
+    config.model.logits_stddev = 0.08
     config.data.normalization = "imagenet"
 
 

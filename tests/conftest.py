@@ -7,9 +7,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Before jax starts: a mesh of two CPU devices, so that every test of training is sharded.
+# Before jax starts: a mesh of two CPU devices, so that every test of training is sharded, and
+# machine code that is compiled quickly: most tests run a program once or twice. The processes that
+# tests start have neither.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile the same few programs again and again, some in processes of their own.

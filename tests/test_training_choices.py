@@ -22,7 +22,7 @@ from deeplab_jax import train as training
 from deeplab_jax.errors import DataError
 from deeplab_jax.models import ASPP, FCN, LRASPP, BatchNorm, DeepLab, DeepLabV2, MultiScale
 from deeplab_jax.models.fcn import FCNHead
-from deeplab_jax.models.layers import ConvBN
+from deeplab_jax.models.layers import ConvBN, Logits
 
 NORM = partial(BatchNorm, momentum=0.9, epsilon=1e-3)
 
@@ -165,11 +165,12 @@ class Backbone(nn.Module):
 ASPP_OF_8 = partial(
     ASPP, (1,), 8, separable=False, depthwise_norm=True, image_pooling=True, norm=NORM, name="aspp"
 )
+OF_3 = partial(Logits, 3)
 NETWORKS = {
-    "deeplab": DeepLab(Backbone, ASPP_OF_8, None, (), None, 3),
-    "fcn": FCN(Backbone, partial(FCNHead, NORM, 3)),
-    "v2": MultiScale(DeepLabV2(Backbone, (1, 2), 3, 3), (0.5, 1.0), align_corners=True),
-    "lraspp": LRASPP(Backbone, NORM, 8, 4, 3, None, (1, 1), align_corners=True),
+    "deeplab": DeepLab(Backbone, ASPP_OF_8, None, (), 0.1, None, OF_3),
+    "fcn": FCN(Backbone, partial(FCNHead, NORM, OF_3)),
+    "v2": MultiScale(DeepLabV2(Backbone, (1, 2), 3, OF_3), (0.5, 1.0), align_corners=True),
+    "lraspp": LRASPP(Backbone, NORM, 8, 4, OF_3, None, (1, 1), align_corners=True),
 }
 
 

@@ -12,6 +12,7 @@ from test_train import small
 import deeplab_jax
 from deeplab_jax import checkpoint, convert, importers, main, models, ops
 from deeplab_jax.models import v1, vgg
+from deeplab_jax.models.layers import Logits
 from deeplab_jax.ops import convolution
 
 CONVOLUTIONS = 14_714_688
@@ -91,7 +92,7 @@ def test_an_output_depends_on_more_than_the_nominal_field(row, thin):
 def test_the_original_has_the_receptive_field_of_fcn(thin):
     """[FCN] Table 1: 404 px, with windows of 2x2 and fc6 of 7x7 at stride 32."""
     backbone = partial(vgg.VGG16, 32, pool_size=2)
-    module = v1.DeepLabV1(backbone, partial(v1.FullyConnected, 7, 1, 8), None, 5)
+    module = v1.DeepLabV1(backbone, partial(v1.FullyConnected, 7, 1, 8), None, partial(Logits, 5))
     assert support(module, 672) == (404, 404)
 
 

@@ -109,6 +109,8 @@ def _train(config, workdir: Path, traces: Path | None):
         f"{len(source)} training and {len(val_source)} {config.eval.split} images, "
         f"{mesh.size} {mesh.devices.flat[0].device_kind} device(s)"
     )
+    for warning in configuration.warnings(config):
+        runtime.say(warning)
 
     def evaluate_between(variables, step):
         results, _, _ = evaluate.evaluate(

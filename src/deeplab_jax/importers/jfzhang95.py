@@ -91,6 +91,7 @@ def _infer(backbone: dict):
             "output_stride": 16,
             "separable": False,
             "aspp_channels": shapes["aspp.conv1.weight"][0],
+            "dropout": 0.5,
             "decoder_output_stride": 4,
             "decoder_channels": shapes["decoder.last_conv.0.weight"][0],
             "decoder_convs": 2,

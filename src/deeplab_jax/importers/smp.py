@@ -45,6 +45,7 @@ def _head(shapes: Shapes) -> dict:
         "atrous_rates": (12, 24, 36),
         "dilation_start": "at",
         "aspp_convs": 1,
+        "dropout": 0.5,
         "align_corners": True,
         "batch_norm_decay": 0.9,
     }

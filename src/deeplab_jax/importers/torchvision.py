@@ -66,6 +66,7 @@ def _deeplab(shapes: Shapes) -> dict:
         "separable": False,
         "aspp_channels": shapes["classifier.0.project.0.weight"][0],
         "aspp_convs": 1,
+        "dropout": 0.5,
         "align_corners": False,
         "batch_norm_decay": 0.9,
     }

@@ -12,7 +12,7 @@ from deeplab_jax.models import mobilenet_v3, resnet, xception
 from deeplab_jax.models.aspp import ASPP, DensePredictionCell
 from deeplab_jax.models.deeplab import Decoder, DeepLab
 from deeplab_jax.models.fcn import FCN, FCNHead
-from deeplab_jax.models.layers import BatchNorm
+from deeplab_jax.models.layers import BatchNorm, Logits
 from deeplab_jax.models.lraspp import LRASPP
 from deeplab_jax.models.mobilenet_v2 import MobileNetV2
 from deeplab_jax.models.mobilenet_v3 import MobileNetV3
@@ -54,12 +54,14 @@ def build(
     depthwise_norm: bool = True,
     aspp_channels: int = 256,
     aspp_convs: int = 0,
+    dropout: float = 0.1,
     decoder_output_stride: int | Sequence[int] | None = 4,
     decoder_channels: int = 256,
     decoder_convs: int = 2,
     decoder_kernel_size: int = 3,
     low_level_channels: int = 48,
     low_level: str | None = None,
+    logits_stddev: float = 0.01,
     auxiliary: bool = False,
     xception_depthwise: str = "norm",
     fc_kernel_size: int = 3,
@@ -107,6 +109,7 @@ def build(
       depthwise_norm: batch norm and ReLU between the halves of a head's separable convolution.
       aspp_channels: channels of each ASPP branch and of its projection.
       aspp_convs: 3x3 convolutions behind the ASPP's projection (PyTorch's ports: 1).
+      dropout: of v3 and v3plus: the share dropped behind the ASPP's projection in training.
       decoder_output_stride: stride of the decoder's low-level features (4, 8 or 16, at most
         output_stride); (8, 4) refines in two stages; None is no decoder. v3 has none whatever this
         says.
@@ -115,6 +118,8 @@ def build(
       low_level: where the decoder taps the backbone: "inner", inside the unit that strides next
         (the official code), or "output", the last unit at that stride (PyTorch's ports). None is
         the backbone's own; for the MobileNets alone.
+      logits_stddev: of the fresh classifier's kernel. 0.01 is the papers'; 0.08 (Xavier's for 256
+        channels and 21 classes) learns in fewer steps.
       auxiliary: of v3 and v3plus: a second classifier on the features before the last block; the
         output in training is then {"logits", "auxiliary"}.
       xception_depthwise: what follows Xception's depthwise convolutions, see `Xception`.
@@ -155,13 +160,9 @@ def build(
     _check("decoder_kernel_size", decoder_kernel_size, (1, 3))
     _check("low_level", low_level, (None, "inner", "output"))
     _check("dtype", dtype, ("float32", "bfloat16", "float64"))
-    if isinstance(atrous_rates, str):
-        _check("atrous_rates", atrous_rates, ("auto",))
-        given = V2_RATES if name == "v2" else V3_RATES
-        if name == "v1":
-            given = (V1_REACH // max(fc_kernel_size - 1, 1),), 8
-        atrous_rates = ops.default_atrous_rates(output_stride, *given)
-    rates = tuple(atrous_rates or ())
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout {dropout} must be at least 0 and below 1")
+    rates = head_rates(name, output_stride, atrous_rates, fc_kernel_size)
     if name == "v3plus" and max(strides, default=0) > output_stride:
         raise ValueError(
             f"decoder_output_stride {decoder_output_stride} is coarser than the features, which "
@@ -205,19 +206,21 @@ def build(
             image_pooling_crop_size, 1 / output_stride, align_corners=True
         )
 
+    classifier = partial(Logits, num_classes, logits_stddev)
+    fcn_head = partial(FCNHead, classifier=classifier, **common)
     fully_connected = partial(FullyConnected, features=fc_channels, dtype=common["dtype"])
     if name == "v1":
         fully_connected = partial(fully_connected, fc_kernel_size, rates[0])
         beside = partial(MultiScaleFeatures, output_stride, common["dtype"])
         network = DeepLabV1(
-            encoder, fully_connected, beside if multi_scale_features else None, num_classes
+            encoder, fully_connected, beside if multi_scale_features else None, classifier
         )
     elif name == "v2" and vgg:
-        network = DeepLabV2(encoder, rates, fc_kernel_size, num_classes, fully_connected)
+        network = DeepLabV2(encoder, rates, fc_kernel_size, classifier, fully_connected)
     elif name == "v2":
-        network = DeepLabV2(encoder, rates or (1,), 3 if rates else 1, num_classes)
+        network = DeepLabV2(encoder, rates or (1,), 3 if rates else 1, classifier)
     elif name == "fcn":
-        network = FCN(encoder, partial(FCNHead, num_classes=num_classes, **common))
+        network = FCN(encoder, fcn_head)
     elif context == "lraspp":
         if name != "v3plus" or len(strides) != 1 or not image_pooling:
             raise ValueError(
@@ -227,7 +230,7 @@ def build(
             encoder,
             features=aspp_channels,
             decoder_output_stride=strides[0],
-            num_classes=num_classes,
+            classifier=classifier,
             align_corners=align_corners,
             **pooling,
             **common,
@@ -269,12 +272,29 @@ def build(
             gather,
             decoder,
             strides if name == "v3plus" else (),
-            partial(FCNHead, num_classes=num_classes, **common) if auxiliary else None,
-            num_classes,
+            dropout,
+            fcn_head if auxiliary else None,
+            classifier,
         )
     if input_scales:
         network = MultiScale(network, tuple(input_scales), align_corners, fuse_upsampled)
     return network
+
+
+def head_rates(
+    name: str,
+    output_stride: int,
+    atrous_rates: Sequence[int] | str | None,
+    fc_kernel_size: int = 3,
+) -> tuple[int, ...]:
+    """The rates of the head's 3x3 branches at the features; arguments and errors as `build`'s."""
+    if isinstance(atrous_rates, str):
+        _check("atrous_rates", atrous_rates, ("auto",))
+        given = V2_RATES if name == "v2" else V3_RATES
+        if name == "v1":
+            given = (V1_REACH // max(fc_kernel_size - 1, 1),), 8
+        atrous_rates = ops.default_atrous_rates(output_stride, *given)
+    return tuple(atrous_rates or ())
 
 
 def _encoder(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import Conv3x3, ConvBN, Logits, Network
+from deeplab_jax.models.layers import Conv3x3, ConvBN, Network
 
 
 class DeepLab(Network):
@@ -21,25 +21,27 @@ class DeepLab(Network):
       decoder: makes a stage of the v3+ decoder.
       decoder_output_strides: of the low-level features that each stage refines with, coarse to
         fine; none is v3, whose logits sit on the context.
+      dropout: share of what the context gives that is dropped in training.
       auxiliary: makes a second classifier, on the features before the last block, for training.
-      num_classes: channels of the logits, background included.
+      classifier: makes the layer that ends in logits.
     """
 
     context: Callable[..., nn.Module] | None
     decoder: Callable[..., nn.Module]
     decoder_output_strides: Sequence[int]
+    dropout: float
     auxiliary: Callable[..., nn.Module] | None
-    num_classes: int
+    classifier: Callable[..., nn.Module]
 
     def classify(self, images, endpoints, batch_norm, train):
-        dropout = nn.Dropout(0.1, deterministic=not train)
+        dropout = nn.Dropout(self.dropout, deterministic=not train)
         x = endpoints["features"]
         if self.context is not None:
             x = self.context()(x, batch_norm, dropout)
         for stride in self.decoder_output_strides:
             name = "decoder" if len(self.decoder_output_strides) == 1 else f"decoder_{stride}"
             x = self.decoder(name=name)(x, endpoints[f"low_level_{stride}"], train=batch_norm)
-        logits = Logits(self.num_classes, name="logits")(x)
+        logits = self.classifier(name="logits")(x)
         if self.auxiliary is None or not (train or self.is_initializing()):
             return logits
         auxiliary = self.auxiliary(name="auxiliary")(endpoints["low_level_16"], batch_norm, train)

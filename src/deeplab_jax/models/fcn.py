@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import ConvBN, Logits, Network
+from deeplab_jax.models.layers import ConvBN, Network
 
 
 class FCN(Network):
@@ -33,11 +33,11 @@ class FCNHead(nn.Module):
 
     Attributes:
       norm: makes the batch norm.
-      num_classes: channels of the logits, background included.
+      classifier: makes the layer that ends in logits.
     """
 
     norm: Callable[..., nn.Module]
-    num_classes: int
+    classifier: Callable[..., nn.Module]
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -47,4 +47,4 @@ class FCNHead(nn.Module):
             x, train_batch_norm
         )
         x = nn.Dropout(0.1, deterministic=not train)(x)
-        return Logits(self.num_classes, name="logits")(x)
+        return self.classifier(name="logits")(x)

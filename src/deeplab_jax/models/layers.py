@@ -14,10 +14,9 @@ import jax.numpy as jnp
 
 from deeplab_jax import ops
 
-# He's for dense kernels; the spreads of the official head for depthwise kernels and logits.
+# He's for dense kernels; the spread of the official head for depthwise ones.
 dense_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 depthwise_init = nn.initializers.truncated_normal(0.33)
-logits_init = nn.initializers.truncated_normal(0.01)
 
 
 class BatchNorm(nn.Module):
@@ -205,9 +204,15 @@ class Conv(nn.Module):
 
 
 class Logits(nn.Module):
-    """The classifier: a convolution with bias; float32 or wider whatever came before it."""
+    """The classifier: a convolution with bias; float32 or wider whatever came before it.
+
+    Attributes:
+      num_classes: output channels.
+      stddev: of the fresh kernel.
+    """
 
     num_classes: int
+    stddev: float = 0.01
     kernel_size: int = 1
     rate: ops.Rate = 1
 
@@ -217,7 +222,7 @@ class Logits(nn.Module):
             self.num_classes,
             self.kernel_size,
             self.rate,
-            kernel_init=logits_init,
+            kernel_init=nn.initializers.truncated_normal(self.stddev),
             dtype=ops.at_least_float32(x.dtype),
         )
         nn.share_scope(self, layer)

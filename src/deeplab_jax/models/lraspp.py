@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import Conv, ConvBN, Logits, Network
+from deeplab_jax.models.layers import Conv, ConvBN, Network
 from deeplab_jax.models.mobilenet_v3 import TF_GATE_SLOPE, hard_sigmoid
 
 
@@ -20,7 +20,7 @@ class LRASPP(Network):
       norm: makes the batch norm of the head.
       features: channels of the gated features.
       decoder_output_stride: stride of the low-level features and of the logits.
-      num_classes: channels of the logits, background included.
+      classifier: makes a layer that ends in logits.
       pooling_window, pooling_stride: see `ASPP`.
       align_corners: of the upsampling.
     """
@@ -28,7 +28,7 @@ class LRASPP(Network):
     norm: Callable[..., nn.Module]
     features: int
     decoder_output_stride: int
-    num_classes: int
+    classifier: Callable[..., nn.Module]
     pooling_window: tuple[int, int] | None
     pooling_stride: tuple[int, int]
     align_corners: bool
@@ -44,5 +44,5 @@ class LRASPP(Network):
         x = ConvBN(self.features, self.norm, dtype=self.dtype, name="conv1x1")(x, batch_norm) * gate
 
         x = ops.resize_bilinear(x, low_level.shape[1:3], self.align_corners)
-        context = Logits(self.num_classes, name="logits_context")(x)
-        return context + Logits(self.num_classes, name="logits_low_level")(low_level)
+        context = self.classifier(name="logits_context")(x)
+        return context + self.classifier(name="logits_low_level")(low_level)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import Conv, Logits, Network
+from deeplab_jax.models.layers import Conv, Network
 
 
 def field_of_view(kernel_size: int, rate: int, output_stride: int = 8) -> int:
@@ -76,12 +76,12 @@ class DeepLabV1(Network):
     Attributes:
       fully_connected: makes fc6 and fc7; it is called with a dropout.
       multi_scale: makes what the classifier reads beside fc7; None is nothing.
-      num_classes: channels of the logits, background included.
+      classifier: makes a layer that ends in logits.
     """
 
     fully_connected: Callable[..., nn.Module]
     multi_scale: Callable[..., nn.Module] | None
-    num_classes: int
+    classifier: Callable[..., nn.Module]
 
     def classify(self, images, endpoints, batch_norm, train):
         dropout = nn.Dropout(0.5, deterministic=not train)
@@ -91,4 +91,4 @@ class DeepLabV1(Network):
         if self.multi_scale is not None:
             beside = self.multi_scale(name="multi_scale")(images, endpoints, dropout)
             x = jnp.concatenate([x, beside], axis=-1)
-        return Logits(self.num_classes, name="logits")(x)
+        return self.classifier(name="logits")(x)

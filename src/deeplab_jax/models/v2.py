@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import Logits, Network
+from deeplab_jax.models.layers import Network
 
 
 class DeepLabV2(Network):
@@ -20,13 +20,13 @@ class DeepLabV2(Network):
     Attributes:
       rates: atrous rate of each branch.
       kernel_size: of a branch: 3; 1 is the plain classifier, the first row of Table 4.
-      num_classes: channels of the logits, background included.
+      classifier: makes a layer that ends in logits.
       fully_connected: makes a branch's fc6 and fc7, called with a dropout; None: classifiers alone.
     """
 
     rates: Sequence[int]
     kernel_size: int
-    num_classes: int
+    classifier: Callable[..., nn.Module]
     fully_connected: Callable[..., nn.Module] | None = None
 
     def classify(self, images, endpoints, batch_norm, train):
@@ -37,7 +37,7 @@ class DeepLabV2(Network):
             if self.fully_connected is not None:
                 x = self.fully_connected(**atrous, name=f"branch{i}")(x, dropout)
                 atrous = {}
-            scores.append(Logits(self.num_classes, **atrous, name=f"logits{i}")(x))
+            scores.append(self.classifier(**atrous, name=f"logits{i}")(x))
         return sum(scores)
 
 
