@@ -161,7 +161,7 @@ def folder(config: ConfigDict) -> None:
     """A user's own images/ and masks/: set data.root and model.num_classes."""
     config.data.name = "folder"
     config.eval.crop_size = None
-    # Made to train in minutes as well: the official 0.9997 and 0.01 want tens of thousands of steps.
+    # For trainings of minutes, too: the official 0.9997 and 0.01 want tens of thousands of steps.
     config.model.batch_norm_decay = config.model.batch_norm_decay or 0.99
     config.model.logits_stddev = max(config.model.logits_stddev, 0.08)
 

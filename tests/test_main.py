@@ -122,9 +122,12 @@ def test_a_config_file_works_from_anywhere(tmp_path):
     assert "no checkpoint here; train first" in done.stderr
 
 
-def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path):
+def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys):
     workdir = tmp_path / "run"
     trained = main.run(small(data_folder, train__steps=6, train__eval_every=3), "train", workdir)
+    assert "after 6 steps the running statistics of batch norm still hold 94 %" in (
+        capsys.readouterr().out
+    )
     for name in ("config.json", "metrics.jsonl", "eval/results.json", "eval/confusion.csv"):
         assert (workdir / name).stat().st_size > 0
     for name in ("confusion.png", "panel.png", "legend.png"):
@@ -295,6 +298,40 @@ def test_rates_written_for_training_follow_the_evaluation_stride(tmp_path):
 def test_presets_name_a_variant_and_a_dataset(preset, backbone, data):
     config = configuration.load(f"{CONFIGS}/v3plus.py:{preset}")
     assert (config.model.backbone, config.data.name) == (backbone, data)
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "advice"),
+    [
+        ("v3plus.py:xception_65,voc", {}, None),
+        ("v3plus.py:xception_65,voc", {"data.crop_size": (257, 257)}, "atrous_rates='(3, 6, 9)'"),
+        (
+            "v3plus.py:xception_65,voc",
+            {"data.crop_size": (257, 257), "model.atrous_rates": (3, 6, 9)},
+            None,
+        ),
+        (
+            "v3plus.py:xception_65,voc",
+            {"data.crop_size": (257, 257), "eval.crop_size": (257, 257)},
+            None,
+        ),
+        (
+            "v3plus.py:xception_65_trainval,voc",
+            {"data.crop_size": (257, 257)},
+            "atrous_rates='(6, 12, 18)'",
+        ),
+        ("v2.py:vgg_aspp_l,voc", {"data.crop_size": (161, 161)}, "atrous_rates='(2, 4, 6, 8)'"),
+        ("v3.py:cascade,voc", {"data.crop_size": (257, 257)}, None),
+        ("v3plus.py:xception_65,voc", {"train.steps": 1000}, "model.batch_norm_decay=0.9"),
+        ("v3plus.py:xception_65_trainval,voc", {"train.steps": 1000}, None),
+        ("v1.py:largefov,voc", {"train.steps": 1000}, None),
+        ("v3plus.py", {}, None),
+    ],
+)
+def test_what_trains_and_disappoints_is_pointed_out(spec, changes, advice):
+    found = configuration.warnings(configuration.load(f"{CONFIGS}/{spec}", changes))
+    assert len(found) == (advice is not None)
+    assert all(advice in sentence for sentence in found)
 
 
 def test_overrides_of_the_wrong_kind_are_config_errors():
