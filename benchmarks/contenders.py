@@ -98,7 +98,7 @@ def our_training(case: str, size: int, batch: int, dtype: str = "float32", remat
     import jax
 
     from deeplab_jax import config as configuration
-    from deeplab_jax import models, optim, runtime, train
+    from deeplab_jax import models, runtime, train
 
     model = keywords(case) | {"dtype": dtype, "align_corners": True, "remat": remat}
     # One rate for all, as torch has it.
@@ -107,11 +107,8 @@ def our_training(case: str, size: int, batch: int, dtype: str = "float32", remat
     config["model"] = model
     module = models.build(**model)
     variables = train.init_variables(module, 0)
-    schedule = optim.schedule(config["optim"], config["train"]["steps"])
-    optimizer = optim.optimizer(variables["params"], schedule, config["optim"])
     mesh = runtime.data_mesh()
-    state = train.init_state(variables, optimizer, config["train"])
-    step = train.make_step(module, optimizer, schedule, config, mesh)
+    step, state = train.begin(module, variables, config, mesh)
     images, masks = _batch(size, batch)
     data = runtime.shard_batch({"image": images, "label": masks}, mesh)
     return step, jax.block_until_ready(state), data

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import CONFIGS, ROOT
 
-from deeplab_jax import checkpoint, main, models, optim, runtime
+from deeplab_jax import checkpoint, main, models, runtime
 from deeplab_jax import config as configuration
 from deeplab_jax import train as training
 from deeplab_jax.errors import ConfigError, DataError, NumericsError, WeightsError
@@ -48,13 +48,9 @@ def small(root, **changes):
 
 def step_and_state(config, mesh=None, module=None):
     module = module or models.build(**config.model)
-    variables = training.init_variables(module, 0)
-    schedule = optim.schedule(config.optim, config.train.steps)
-    moving = training.trained(variables["params"], config.train)
-    optimizer = optim.optimizer(moving, schedule, config.optim)
-    state = training.init_state(variables, optimizer, config.train)
     mesh = mesh or runtime.data_mesh()
-    return training.make_step(module, optimizer, schedule, config, mesh), state, mesh
+    variables = training.init_variables(module, 0)
+    return *training.begin(module, variables, config, mesh), mesh
 
 
 def batch(size=4, seed=0):

@@ -186,6 +186,22 @@ def make_step(
     )
 
 
+def begin(
+    module: nn.Module, variables: Any, config: Mapping[str, Any], mesh: jax.sharding.Mesh
+) -> tuple[Callable, TrainState]:
+    """(the jitted step of `make_step`, the state before the first) as `config` asks for them.
+
+    `variables`, {"params", "batch_stats"}, are not to be used afterwards: the first step may take
+    over their memory.
+    """
+    schedule = optim.schedule(config["optim"], config["train"]["steps"])
+    moving = trained(variables["params"], config["train"])
+    optimizer = optim.optimizer(moving, schedule, config["optim"])
+    state = init_state(variables, optimizer, config["train"])
+    state = jax.device_put(state, runtime.replicated(mesh))
+    return make_step(module, optimizer, schedule, config, mesh), state
+
+
 @dataclasses.dataclass
 class Meter:
     """Figures of the steps since the last line: means on the device, times on the host."""
@@ -246,12 +262,7 @@ def train(
       DataError: from the source.
     """
     train, steps = config["train"], config["train"]["steps"]
-    schedule = optim.schedule(config["optim"], steps)
-    moving = trained(variables["params"], train)
-    optimizer = optim.optimizer(moving, schedule, config["optim"])
-    state = init_state(variables, optimizer, train)
-    state = jax.device_put(state, runtime.replicated(mesh))
-    train_step = make_step(module, optimizer, schedule, config, mesh)
+    train_step, state = begin(module, variables, config, mesh)
     writer = runtime.MetricWriter(workdir / "metrics.jsonl")
 
     with checkpoint.manager(workdir, train["keep_checkpoints"]) as manager:
