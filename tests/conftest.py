@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 # Before jax starts: a mesh of two CPU devices, so that every test of training is sharded, and
@@ -53,3 +54,13 @@ def write_folder(root: Path, count: int = 4, size=(40, 50), classes: int = 3) ->
 @pytest.fixture
 def data_folder(tmp_path):
     return write_folder(tmp_path / "data")
+
+
+@pytest.fixture
+def little_memory():
+    """The test may take 32 MB of Python's memory."""
+    tracemalloc.start()
+    yield
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**25

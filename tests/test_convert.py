@@ -10,7 +10,7 @@ import safetensors.numpy
 from conftest import CONFIGS
 from test_golden_models import seeded
 from test_main import run
-from test_readers import entry, write_index
+from test_tf_bundle import entry, write_index
 
 from deeplab_jax import checkpoint, importers, main, models
 from deeplab_jax import config as configuration
