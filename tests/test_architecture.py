@@ -16,7 +16,7 @@ FLOORS = [
     {"ops", "metrics", "runtime", "data", "huge_pages", "optim"},
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers"},
-    {"predict", "check_data", "command_line"},
+    {"advice", "predict", "check_data", "command_line"},
     {"evaluate", "train", "convert"},
     {"main"},
 ]

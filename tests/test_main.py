@@ -13,8 +13,8 @@ from conftest import CONFIGS
 from PIL import Image
 from test_train import SMALL, small
 
+from deeplab_jax import advice, main
 from deeplab_jax import config as configuration
-from deeplab_jax import main
 from deeplab_jax.data import labels
 from deeplab_jax.errors import ConfigError, DataError, WeightsError
 
@@ -301,7 +301,7 @@ def test_presets_name_a_variant_and_a_dataset(preset, backbone, data):
 
 
 @pytest.mark.parametrize(
-    ("spec", "changes", "advice"),
+    ("spec", "changes", "words"),
     [
         ("v3plus.py:xception_65,voc", {}, None),
         ("v3plus.py:xception_65,voc", {"data.crop_size": (257, 257)}, "atrous_rates='(3, 6, 9)'"),
@@ -328,10 +328,10 @@ def test_presets_name_a_variant_and_a_dataset(preset, backbone, data):
         ("v3plus.py", {}, None),
     ],
 )
-def test_what_trains_and_disappoints_is_pointed_out(spec, changes, advice):
-    found = configuration.warnings(configuration.load(f"{CONFIGS}/{spec}", changes))
-    assert len(found) == (advice is not None)
-    assert all(advice in sentence for sentence in found)
+def test_what_trains_and_disappoints_is_pointed_out(spec, changes, words):
+    found = advice.before_training(configuration.load(f"{CONFIGS}/{spec}", changes))
+    assert len(found) == (words is not None)
+    assert all(words in sentence for sentence in found)
 
 
 def test_overrides_of_the_wrong_kind_are_config_errors():

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 from flax.traverse_util import flatten_dict
 
-from deeplab_jax import check_data as checking
 from deeplab_jax import (
+    advice,
     checkpoint,
     command_line,
     convert,
@@ -20,6 +20,7 @@ from deeplab_jax import (
     pictures,
     runtime,
 )
+from deeplab_jax import check_data as checking
 from deeplab_jax import config as configuration
 from deeplab_jax import predict as prediction
 from deeplab_jax import train as training
@@ -109,7 +110,7 @@ def _train(config, workdir: Path, traces: Path | None):
         f"{len(source)} training and {len(val_source)} {config.eval.split} images, "
         f"{mesh.size} {mesh.devices.flat[0].device_kind} device(s)"
     )
-    for warning in configuration.warnings(config):
+    for warning in advice.before_training(config):
         runtime.say(warning)
 
     def evaluate_between(variables, step):

@@ -1,0 +1,50 @@
+"""Configurations that train without an error and disappoint, told before the time is spent."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from deeplab_jax import models
+
+PAPERS_CROP = 513  # px; what the papers chose their atrous rates for
+
+
+def before_training(config: Mapping[str, Any]) -> list[str]:
+    """A sentence for each trap in the whole configuration, with what to change."""
+    found = (_untrained_taps(config), _slow_statistics(config))
+    return [f"warning: {sentence}" for sentence in found if sentence]
+
+
+def _untrained_taps(config: Mapping[str, Any]) -> str:
+    """Taps that lie in the padding of every crop act as initialised once whole images are larger
+    ([V3] Sec. 3.3 and Fig. 4 count the taps inside)."""
+    model, size = config["model"], config["data"]["crop_size"]
+    if model["context"] != "aspp":
+        return ""
+    names = ("name", "output_stride", "atrous_rates", "fc_kernel_size")
+    rates = models.head_rates(*(model[name] for name in names))
+    features = [-(-n // model["output_stride"]) for n in size]
+    evaluated = config["eval"]["crop_size"]
+    larger = evaluated is None or any(e > c for e, c in zip(evaluated, size))
+    if not larger or max(rates, default=0) < max(features):
+        return ""
+    smaller = tuple(max(1, round(rate * max(size) / PAPERS_CROP)) for rate in rates)
+    return (
+        f"atrous rates {rates} reach past the {features[0]}x{features[1]} features of "
+        f"{size[0]}x{size[1]} crops: their outer taps are not trained and will disturb larger "
+        f"images. Use larger crops, or --config.model.atrous_rates='{smaller}'"
+    )
+
+
+def _slow_statistics(config: Mapping[str, Any]) -> str:
+    """The head's batch norms start at mean 0 and variance 1 unless the weights bring theirs."""
+    model, train = config["model"], config["train"]
+    decay = model["batch_norm_decay"] or models.HEAD_NORM[0]
+    kept = decay ** train["steps"]
+    has_norm = model["name"] in ("fcn", "v3", "v3plus") and model["context"] != "none"
+    if not (has_norm and train["fine_tune_batch_norm"] and kept > 0.05):
+        return ""
+    return (
+        f"after {train['steps']} steps the running statistics of batch norm still hold "
+        f"{100 * kept:.0f} % of where they started (decay {decay}), and evaluation uses them. "
+        "Unless you start from a whole model use --config.model.batch_norm_decay=0.9"
+    )
