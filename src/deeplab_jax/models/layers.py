@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from deeplab_jax import ops
 
-# He's for dense kernels; the spread of the official head for depthwise ones.
+# He's; and the spread of the official head for depthwise kernels, which batch norm rescales.
 dense_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 depthwise_init = nn.initializers.truncated_normal(0.33)
 
@@ -120,7 +120,8 @@ class DepthwiseConvBN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         size = (self.kernel_size, self.kernel_size)
-        kernel = self.param("depthwise_kernel", depthwise_init, (*size, x.shape[-1]))
+        init = dense_init if self.norm is None else depthwise_init  # 9 inputs: 0.47 for 0.33
+        kernel = self.param("depthwise_kernel", init, (*size, x.shape[-1]))
         padding = _padding(self.padding, x.shape[1:3], size, self.stride, self.rate)
         x = ops.depthwise_conv2d(
             x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.rate, padding
