@@ -13,7 +13,7 @@ PACKAGE = Path(deeplab_jax.__file__).parent
 # A module may import those of lower floors (and of its own folder).
 FLOORS = [
     {"errors"},
-    {"ops", "metrics", "runtime", "data", "huge_pages", "optim"},
+    {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf"},
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers"},
     {"advice", "predict", "check_data", "command_line"},

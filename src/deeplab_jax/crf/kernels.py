@@ -1,0 +1,189 @@
+"""The two Gaussian kernels as functions of what the pixels send: [N, C] → [N, C]."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+LLOYD_STEPS = 2
+exactly = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
+class Keys(NamedTuple):
+    """What pixels are gathered into: M Gaussians in the scaled space (y, x, r, g, b).
+
+    Attributes:
+      mean: [M, 5].
+      precision: [M, 5], 1 / (1 + variance).
+      height: [M], the kernel's value at the mean, sqrt of the precisions' product.
+      mass: [M, 1], how many pixels.
+      of: [N] int32, the key of each pixel.
+    """
+
+    mean: jax.Array
+    precision: jax.Array
+    height: jax.Array
+    mass: jax.Array
+    of: jax.Array
+
+
+def scaled_points(image, sigma_alpha, sigma_beta):
+    """[H, W, 3] → [H, W, 5]: (y, x) / sigma_alpha and colours / sigma_beta."""
+    height, width, _ = image.shape
+    y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    place = jnp.stack([y, x], axis=-1).astype(jnp.float32) / sigma_alpha
+    colour = image.astype(jnp.float32) / sigma_beta
+    return jnp.concatenate([place, colour], axis=-1)
+
+
+def smoothness(height: int, width: int, sigma):
+    """K2: a product of one kernel of rows and one of columns. `sigma` in px, or one for (y, x)."""
+
+    def along(n, sigma):
+        distance = jnp.arange(n)[:, None] - jnp.arange(n)
+        return jnp.exp(-0.5 * (distance.astype(jnp.float32) / sigma) ** 2)
+
+    sigma = jnp.broadcast_to(jnp.asarray(sigma, jnp.float32), (2,))
+    rows, columns = along(height, sigma[0]), along(width, sigma[1])
+
+    def apply(values):
+        channels = values.shape[1]
+        values = exactly(rows, values.reshape(height, width * channels))
+        values = exactly(columns, values.reshape(height, width, channels))
+        return values.reshape(height * width, channels)
+
+    return apply
+
+
+# --- the appearance kernel ---------------------------------------------------------------------
+
+
+def appearance(points, keys: Keys, memory: float):
+    """K1 between points [N, 5], through keys."""
+    listen = listener(points, keys, memory)
+    itself = 1 - heard_of_itself(points, keys)
+
+    def apply(values):
+        sent = jax.ops.segment_sum(values, keys.of, len(keys.mean))
+        return listen(sent) + itself * values
+
+    return apply
+
+
+def pixel_keys(points) -> Keys:
+    """Every point [N, 5] a key of its own, without spread: the exact kernel."""
+    ones = jnp.ones_like(points)
+    return Keys(points, ones, ones[:, 0], ones[:, :1], jnp.arange(len(points), dtype=jnp.int32))
+
+
+def mode_keys(points, mask, tile: int, count: int, thin: int = 1, steps: int = LLOYD_STEPS) -> Keys:
+    """Clusters, `count` in each tile x tile px, of points [H, W, 5] inside mask [H, W].
+
+    Keys are numbered tile by tile, row by row. The rest is `clusters`'.
+    """
+    height, width, _ = points.shape
+    down, across = -(-height // tile), -(-width // tile)
+    count = min(count, tile * tile)
+    find = jax.vmap(partial(clusters, count=count, thin=thin, steps=steps))
+    # Which pixels belong together has no gradient; what they then are has.
+    of = find(lax.stop_gradient(_tiles(points, tile)), _tiles(mask, tile))
+    of += count * jnp.arange(down * across, dtype=jnp.int32)[:, None]
+    of = of.reshape(down, across, tile, tile).swapaxes(1, 2)
+    of = of.reshape(down * tile, across * tile)[:height, :width].reshape(-1)
+    mass = mask.reshape(-1, 1).astype(jnp.float32)
+    points = points.reshape(-1, 5)
+    return gathered(points, jnp.zeros_like(points), mass, of, down * across * count)
+
+
+def _tiles(x, tile: int):
+    """[H, W, ...] → [tiles, tile * tile, ...], padded with zeros, tiles row by row."""
+    down, across = (-(-n // tile) for n in x.shape[:2])
+    pads = [(0, n * tile - size) for n, size in zip((down, across), x.shape)]
+    x = jnp.pad(x, pads + [(0, 0)] * (x.ndim - 2))
+    x = x.reshape(down, tile, across, tile, *x.shape[2:]).swapaxes(1, 2)
+    return x.reshape(down * across, tile * tile, *x.shape[4:])
+
+
+def gathered(mean, variance, mass, of, count: int) -> Keys:
+    """Gaussians [n, 5] of some mass [n, 1], gathered by `of` [n] into `count` of like moments."""
+    total = partial(jax.ops.segment_sum, segment_ids=of, num_segments=count)
+    masses = total(mass)
+    share = mass / jnp.maximum(masses, 1e-6)[of]
+    centre = total(share * mean)
+    spread = total(share * (variance + (mean - centre[of]) ** 2))
+    precision = 1 / (1 + spread)
+    return Keys(centre, precision, jnp.sqrt(jnp.prod(precision, axis=1)), masses, of)
+
+
+def clusters(points, inside, count: int, thin: int, steps: int):
+    """Points [P, 5], inside [P] bool → [P] int32 in 0..count-1.
+
+    Seeds far from each other, each the farthest from those before, among every `thin`-th point;
+    then steps of Lloyd's.
+    """
+
+    def nearest_of(centres):
+        return jnp.argmin(jnp.sum((points[:, None] - centres) ** 2, axis=-1), axis=-1)
+
+    choice, eligible = points[::thin], inside[::thin]
+
+    def seed(i, state):
+        nearest, seeds = state
+        nearest = jnp.minimum(nearest, jnp.sum((choice - choice[seeds[i - 1]]) ** 2, axis=-1))
+        return nearest, seeds.at[i].set(jnp.argmax(jnp.where(eligible, nearest, -1)))
+
+    start = jnp.full(len(choice), jnp.inf), jnp.full(count, jnp.argmax(eligible))
+    _, seeds = lax.fori_loop(1, count, seed, start)
+    centres = choice[seeds]
+    for _ in range(steps):
+        weight = jnp.where(inside[:, None], jax.nn.one_hot(nearest_of(centres), count), 0)
+        mass = weight.sum(0)[:, None]
+        centres = jnp.where(mass > 0, exactly(weight.T, points) / jnp.maximum(mass, 1), centres)
+    return nearest_of(centres).astype(jnp.int32)
+
+
+def kernel(points, keys: Keys):
+    """Of points [n, 5] and all keys: [n, M], the Gaussian kernel averaged over each key."""
+    exponent = 0.0
+    for d in range(5):  # differences, not squares of norms: those cancel, with an error of 1e-3
+        exponent += keys.precision[:, d] * (points[:, d, None] - keys.mean[:, d]) ** 2
+    return keys.height * jnp.exp(-0.5 * exponent)
+
+
+def heard_of_itself(points, keys: Keys):
+    """[N, 1]: the kernel between points [N, 5] and the keys of the pixels in the same order.
+
+    What a pixel hears of itself is 1, not what is left of it in its key.
+    """
+    exponent = keys.precision[keys.of] * (points - keys.mean[keys.of]) ** 2
+    return (keys.height[keys.of] * jnp.exp(-0.5 * exponent.sum(1)))[:, None]
+
+
+def listener(points, keys: Keys, memory: float, factor=None):
+    """A function: sent by each key [M, C] → heard at each point [n, C].
+
+    Past `memory` bytes the kernel is computed anew at every call, in blocks. `factor`, [n, M],
+    multiplies it.
+    """
+    count, size = len(points), len(keys.mean)
+    if 4 * count * size <= memory:
+        whole = kernel(points, keys)
+        whole = whole if factor is None else whole * factor
+        return lambda sent: exactly(whole, sent)
+    block = max(1, min(count, int(memory / 8 / (4 * size))))
+    blocks = -(-count // block)
+    rows = (points,) if factor is None else (points, factor)
+    rows = [jnp.pad(x, ((0, blocks * block - count), (0, 0))) for x in rows]
+    rows = [x.reshape(blocks, block, -1) for x in rows]
+
+    def in_blocks(sent):
+        @jax.checkpoint
+        def one(part):
+            seen = kernel(part[0], keys)
+            return exactly(seen * part[1] if part[1:] else seen, sent)
+
+        return lax.map(one, rows).reshape(blocks * block, -1)[:count]
+
+    return in_blocks

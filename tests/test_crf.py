@@ -1,0 +1,227 @@
+"""The CRF against the exact mean field, pydensecrf's own answers, and what may go wrong."""
+
+import jax
+import jax.numpy as jnp
+import jax.test_util
+import numpy as np
+import pytest
+from conftest import GOLDEN, SHARED
+
+from deeplab_jax import crf
+
+NAMES = ("w1", "sigma_alpha", "sigma_beta", "w2", "sigma_gamma")
+FIXTURES = (
+    "public_coffee_120x160_c5",
+    "public_astronaut_120x160_c21",
+    "public_astronaut_120x160_pyd",
+    "public_chelsea_180x240_c8",
+)
+
+
+def fixture(name):
+    """(image, probabilities, parameters, the file)."""
+    paths = (GOLDEN / "crf" / f"{name}.npz", SHARED / "fixtures" / "crf" / f"{name}.npz")
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        pytest.skip(f"{name} is not here")
+    with np.load(path) as file:
+        found = dict(file)
+    probs = jax.nn.softmax(found["logits"].astype(np.float32))
+    return found["image"], probs, dict(zip(NAMES, found["params"].tolist())), found
+
+
+def run(image, probs, **options):
+    """`mean_field` in fast machine code: the tests' own setting is for small programs."""
+    program = jax.jit(
+        lambda i, p: crf.mean_field(i, p, **options),
+        compiler_options={"xla_backend_optimization_level": 3},
+    )
+    return program(image, probs)
+
+
+def wrong(labels, truth):
+    return 100 * float(np.mean(np.asarray(labels) != truth))
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_exact_is_the_exact_mean_field(name):
+    image, probs, parameters, found = fixture(name)
+    q = run(image, probs, **parameters, method="exact", every=True)
+    for iterations in (1, 5, 10):
+        expected = found[f"exact_q{iterations}"].astype(np.float32)
+        # The file holds multiples of 1/4096.
+        np.testing.assert_allclose(q[iterations - 1], expected, atol=1e-3)
+        two = np.sort(expected, axis=-1)[..., -2:]
+        clear = two[..., 1] - two[..., 0] > 0.002
+        labels = np.asarray(q[iterations - 1].argmax(-1))
+        np.testing.assert_array_equal(labels[clear], found[f"exact_label{iterations}"][clear])
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_modes_are_closer_to_exact_than_the_lattice(name):
+    image, probs, parameters, found = fixture(name)
+    labels = run(image, probs, **parameters).argmax(-1)
+    lattice = wrong(found["pydensecrf_label10"], found["exact_label10"])
+    assert wrong(labels, found["exact_label10"]) < min(lattice, 0.8)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_fast_is_within_its_bound(name):
+    image, probs, parameters, found = fixture(name)
+    labels = run(image, probs, **parameters, method="fast").argmax(-1)
+    assert wrong(labels, found["exact_label10"]) < 1.3
+
+
+def test_the_calls_of_pydensecrf():
+    """Its own answer to the same calls is in the file, and as far from exact as ours may be."""
+    image, probs, parameters, found = fixture("public_coffee_120x160_c5")
+    height, width, classes = probs.shape
+    net = crf.DenseCRF2D(width, height, classes, method="exact")
+    net.setUnaryEnergy(-np.log(np.asarray(probs)).reshape(-1, classes).T)
+    net.addPairwiseGaussian(sxy=parameters["sigma_gamma"], compat=parameters["w2"])
+    net.addPairwiseBilateral(
+        sxy=(parameters["sigma_alpha"],) * 2,
+        srgb=(parameters["sigma_beta"],) * 3,
+        rgbim=image,
+        compat=-parameters["w1"] * np.eye(classes),
+    )
+    q = net.inference(10)
+    assert q.shape == (classes, height * width)
+    expected = found["exact_q10"].astype(np.float32).reshape(-1, classes).T
+    np.testing.assert_allclose(q, expected, atol=1e-3)
+
+
+def test_widths_of_pydensecrf_are_x_y():
+    image, probs = scene(20, 30)
+    net = crf.DenseCRF2D(30, 20, 4, method="exact")
+    net.setUnaryEnergy(-np.log(probs).reshape(-1, 4).T)
+    net.addPairwiseGaussian(sxy=(5, 2), compat=3)
+    net.addPairwiseBilateral(sxy=(40, 10), srgb=(9, 10, 11), rgbim=image, compat=4)
+    ours = crf.mean_field(
+        image,
+        probs,
+        w1=4,
+        sigma_alpha=jnp.array([10.0, 40.0]),
+        sigma_beta=jnp.array([9.0, 10.0, 11.0]),
+        w2=3,
+        sigma_gamma=(2.0, 5.0),
+        method="exact",
+    )
+    np.testing.assert_allclose(net.inference(10).T.reshape(20, 30, 4), ours, atol=1e-4)
+
+
+def test_wrong_calls_of_pydensecrf_are_refused():
+    net = crf.DenseCRF2D(30, 20, 4)
+    with pytest.raises(ValueError, match="setUnaryEnergy must come before"):
+        net.inference(1)
+    with pytest.raises(ValueError, match=r"takes \(labels, pixels\) \(4, 600\)"):
+        net.setUnaryEnergy(np.zeros((600, 4)))
+    with pytest.raises(ValueError, match=r"takes \(height, width, 3\)"):
+        net.addPairwiseBilateral(3, 3, np.zeros((30, 20, 3), np.uint8), 1)
+    with pytest.raises(ValueError, match="compat"):
+        net.addPairwiseGaussian(3, np.ones(3))
+
+
+def scene(height=24, width=33, classes=4, seed=0):
+    rng = np.random.default_rng(seed)
+    image = np.full((height, width, 3), 40, np.uint8)
+    image[:, width // 2 :] = (200, 120, 60)
+    image += rng.integers(0, 9, image.shape).astype(np.uint8)
+    probs = rng.dirichlet(np.ones(classes), (height, width)).astype(np.float32)
+    return image, probs
+
+
+@pytest.mark.parametrize("method", crf.METHODS)
+def test_padding_and_batches_change_nothing(method):
+    small, large = scene(20, 24), scene(32, 40, seed=1)
+    images, probs = np.zeros((2, 32, 40, 3), np.uint8), np.full((2, 32, 40, 4), 0.25, np.float32)
+    mask = np.zeros((2, 32, 40), bool)
+    for i, (image, p) in enumerate((small, large)):
+        height, width = image.shape[:2]
+        images[i, :height, :width], probs[i, :height, :width] = image, p
+        mask[i, :height, :width] = True
+    batched = jax.vmap(lambda i, p, m: crf.mean_field(i, p, mask=m, method=method))
+    together = batched(images, probs, mask)
+    for got, (image, p) in zip(together, (small, large)):
+        alone = crf.mean_field(image, p, method=method)
+        far = np.abs(got[: image.shape[0], : image.shape[1]] - alone) > 2e-3
+        assert far.mean() < 0.01  # rounding decides which of two modes as near a pixel joins
+
+
+@pytest.mark.parametrize("method", crf.METHODS)
+def test_blocks_within_a_memory_budget_give_the_same(method):
+    image, probs = scene()
+    whole = crf.mean_field(image, probs, method=method)
+    in_blocks = crf.mean_field(image, probs, method=method, memory=1e5)
+    np.testing.assert_allclose(in_blocks, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", crf.METHODS)
+def test_gradients_are_those_of_finite_differences(method):
+    image, probs = scene(8, 9)
+    weight = np.random.default_rng(2).standard_normal(probs.shape)
+    compatibility = np.eye(4) + 0.1
+
+    # Widths move pixels from mode to mode, which no gradient sees; "fast" has many small ones.
+    widths = {"sigma_alpha": jnp.float32(6), "sigma_beta": jnp.float32(9)}
+    fixed = widths if method == "fast" else {}
+
+    def loss(p, trained):
+        options = {"iterations": 3, "method": method, "tile": 4, "modes": 4}
+        q = crf.mean_field(image, p, **options, **fixed, **trained)
+        return jnp.sum(q * weight.astype(np.float32))
+
+    trained = jax.tree.map(jnp.float32, {"w1": 1.2, "w2": 0.7, "sigma_gamma": 2.0})
+    trained |= {} if fixed else widths
+    trained["compatibility"] = jnp.asarray(compatibility, jnp.float32)
+    jax.test_util.check_grads(
+        jax.jit(loss), (probs, trained), 1, modes=["rev"], atol=2e-2, rtol=2e-2
+    )
+
+
+def test_potts_is_the_identity():
+    image, probs = scene()
+    np.testing.assert_allclose(
+        crf.mean_field(image, probs, compatibility=jnp.eye(4)),
+        crf.mean_field(image, probs),
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("method", crf.METHODS)
+@pytest.mark.parametrize(
+    ("what", "shape"),
+    [
+        ("nan", (12, 16, 3)),
+        ("zero", (12, 16, 3)),
+        ("void", (12, 16, 3)),
+        ("constant", (12, 16, 3)),
+        ("plain", (12, 16, 1)),
+        ("plain", (1, 1, 3)),
+        ("plain", (1, 5000, 2)),
+    ],
+)
+def test_odd_inputs_give_probabilities(what, shape, method):
+    height, width, classes = shape
+    image, probs = scene(height, width, classes)
+    mask = np.ones((height, width), bool)
+    if what == "nan":
+        probs[3:5] = np.nan
+    elif what == "zero":
+        probs[3:5] = 0
+        probs[5, :, 1:] = 0
+    elif what == "void":
+        mask[:] = False
+    elif what == "constant":
+        image[:] = 7
+    q = np.asarray(run(image, probs, mask=mask, method=method, iterations=2))
+    assert q.shape == shape
+    np.testing.assert_allclose(q.sum(-1), 1, atol=1e-5)
+
+
+def test_wrong_calls_are_refused():
+    image, probs = scene()
+    with pytest.raises(ValueError, match="not one of modes, exact, fast"):
+        crf.mean_field(image, probs, method="lattice")
+    with pytest.raises(ValueError, match=r"takes \[H, W, 3\], \[H, W, C\]"):
+        crf.mean_field(image[:5], probs)
