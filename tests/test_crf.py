@@ -73,7 +73,7 @@ def test_fast_is_within_its_bound(name):
 
 
 def test_the_calls_of_pydensecrf():
-    """Its own answer to the same calls is in the file, and as far from exact as ours may be."""
+    """A matrix of -w1 on the diagonal is Potts' w1."""
     image, probs, parameters, found = fixture("public_coffee_120x160_c5")
     height, width, classes = probs.shape
     net = crf.DenseCRF2D(width, height, classes, method="exact")

@@ -114,7 +114,7 @@ def test_every_structure_of_the_papers_learns_from_two_images(name):
         outputs = outputs.values() if isinstance(outputs, dict) else [outputs]
         return sum(losses.softmax_cross_entropy(logits, labels)[0] for logits in outputs)
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def step(params):
         value, grads = jax.value_and_grad(loss)(params)
         rate = 1e-3 * value / optax.tree.norm(grads, squared=True)  # to first order 0.1 % less

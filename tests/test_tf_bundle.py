@@ -5,11 +5,10 @@ import shutil
 import struct
 import zlib
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDEN
-from test_readers import refused, same
+from test_readers import BFLOAT16, refused, same
 
 from deeplab_jax.errors import WeightsError
 from deeplab_jax.importers import tf_bundle
@@ -17,7 +16,6 @@ from deeplab_jax.importers.readers import open_weights
 
 TINY = GOLDEN / "tiny_ckpt"
 PREFIX = TINY / "model.ckpt-30000"
-BFLOAT16 = np.dtype(jnp.bfloat16)
 
 
 # A genuine checkpoint, ...

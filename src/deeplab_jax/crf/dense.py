@@ -1,6 +1,7 @@
 """pydensecrf's calls, for programs that were written for it."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,14 @@ from deeplab_jax.crf import inference, kernels
 # pydensecrf's constants, by their names there.
 CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = range(3)
 NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = range(4)
+
+
+class Term(NamedTuple):
+    """A pairwise term but for its arrays: widths (y, x) in px and (r, g, b), and normalisation."""
+
+    sigma: tuple[float, ...]
+    colour: tuple[float, ...] | None
+    normalization: int
 
 
 class DenseCRF2D:
@@ -39,8 +48,7 @@ class DenseCRF2D:
         self, sxy, compat, kernel=DIAG_KERNEL, normalization=NORMALIZE_SYMMETRIC
     ) -> None:
         """sxy: width in px, or (x, y). compat: a weight (Potts), [C] or [C, C] energies."""
-        sigma = _pair(sxy)
-        self._add(lambda mask: kernels.smoothness(*self.size, sigma), compat, normalization)
+        self._add(Term(_widths(sxy, 2)[::-1], None, normalization), compat, None)
 
     def addPairwiseBilateral(
         self, sxy, srgb, rgbim, compat, kernel=DIAG_KERNEL, normalization=NORMALIZE_SYMMETRIC
@@ -48,13 +56,8 @@ class DenseCRF2D:
         """sxy, compat: as above. srgb: width in colour, or (r, g, b). rgbim: [H, W, 3] uint8."""
         if np.shape(rgbim) != (*self.size, 3):
             raise ValueError(f"rgbim {np.shape(rgbim)}: takes (height, width, 3) {(*self.size, 3)}")
-        image, sigma = jnp.asarray(rgbim), _pair(sxy)
-        srgb = np.broadcast_to(np.asarray(srgb, np.float32), (3,))
-        self._add(
-            lambda mask: inference.appearance(image, mask, sigma, srgb, self.method),
-            compat,
-            normalization,
-        )
+        term = Term(_widths(sxy, 2)[::-1], _widths(srgb, 3), normalization)
+        self._add(term, compat, np.asarray(rgbim))
 
     def inference(self, n_iterations: int) -> np.ndarray:
         """Probabilities [C, H * W] float32 after so many iterations.
@@ -64,43 +67,49 @@ class DenseCRF2D:
         """
         if self.unary is None:
             raise ValueError("setUnaryEnergy must come before inference")
-        return np.asarray(self._infer(self.unary, n_iterations))
+        terms = tuple(term for term, *_ in self.terms)
+        arrays = [rest for _, *rest in self.terms]
+        q = _infer(self.unary, arrays, self.size, self.method, terms, n_iterations)
+        return np.asarray(q)
 
-    def _infer(self, unary, iterations):
-        @partial(jax.jit, static_argnums=1)
-        def program(unary, iterations):
-            mask = jnp.ones(self.size, bool)
-            terms = [make(mask) for make in self.terms]
-            return inference.infer(-unary.T, terms, iterations).T
-
-        return program(unary, iterations)
-
-    def _add(self, make_kernel, compat, normalization) -> None:
+    def _add(self, term: Term, compat, image) -> None:
         compat = np.asarray(compat, np.float32)
         shapes = ((), (self.classes,), (self.classes, self.classes))
         if compat.shape not in shapes:
             raise ValueError(f"compat {compat.shape}: takes one of {shapes}")
-
-        def lend(heard):
-            if compat.ndim == 0:
-                return compat * heard
-            if compat.ndim == 1:
-                return -compat * heard
-            return -kernels.exactly(heard, (compat + compat.T) / 2)
-
-        def make(mask):
-            kernel = make_kernel(mask)
-            term = inference.symmetric(kernel, mask, lend)
-            if normalization == NORMALIZE_SYMMETRIC:
-                return term
-            whole, one = term.before**2, jnp.ones_like(term.before)
-            before = whole if normalization == NORMALIZE_BEFORE else one
-            after = whole if normalization == NORMALIZE_AFTER else one
-            return term._replace(before=before, after=after)
-
-        self.terms.append(make)
+        self.terms.append((term, compat, image))
 
 
-def _pair(sxy) -> np.ndarray:
-    """(x, y) as pydensecrf takes it → (y, x)."""
-    return np.broadcast_to(np.asarray(sxy, np.float32), (2,))[::-1].copy()
+def _widths(given, count: int) -> tuple[float, ...]:
+    return tuple(np.broadcast_to(np.asarray(given, np.float32), (count,)).tolist())
+
+
+# Images are arguments: the next one of the same size and terms compiles nothing.
+@partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _infer(unary, arrays, size, method, terms, iterations):
+    mask = jnp.ones(size, bool)
+    potentials = [_potential(term, *rest, mask, method) for term, rest in zip(terms, arrays)]
+    return inference.infer(-unary.T, potentials, iterations).T
+
+
+def _potential(term: Term, compat, image, mask, method: str) -> inference.Potential:
+    def lend(heard):
+        if compat.ndim == 0:
+            return compat * heard
+        if compat.ndim == 1:
+            return -compat * heard
+        return -kernels.exactly(heard, (compat + compat.T) / 2)
+
+    sxy = np.array(term.sigma, np.float32)
+    if image is None:
+        kernel = kernels.smoothness(*mask.shape, sxy)
+    else:
+        srgb = np.array(term.colour, np.float32)
+        kernel = inference.appearance(image, mask, sxy, srgb, method)
+    potential = inference.symmetric(kernel, mask, lend)
+    if term.normalization == NORMALIZE_SYMMETRIC:
+        return potential
+    whole, one = potential.before**2, jnp.ones_like(potential.before)
+    before = whole if term.normalization == NORMALIZE_BEFORE else one
+    after = whole if term.normalization == NORMALIZE_AFTER else one
+    return potential._replace(before=before, after=after)

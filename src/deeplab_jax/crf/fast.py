@@ -11,10 +11,10 @@ from deeplab_jax.crf.kernels import (
     clusters,
     exactly,
     gathered,
-    heard_of_itself,
     kernel,
     listener,
     mode_keys,
+    through,
 )
 
 CELL = 64  # px
@@ -44,13 +44,7 @@ def appearance(points, mask, wide: bool, memory: float):
     else:
         hear = _near_and_far(listeners, keys, cells, memory)
     sender, ear = (k.of.reshape(mask.shape)[:height, :width].reshape(-1) for k in (keys, listeners))
-    itself = 1 - heard_of_itself(listeners.mean[ear], keys._replace(of=sender))
-
-    def apply(values):
-        sent = jax.ops.segment_sum(values, sender, len(keys.mean))
-        return hear(sent)[ear] + itself * values
-
-    return apply
+    return through(keys._replace(of=sender), lambda sent: hear(sent)[ear], listeners.mean[ear])
 
 
 def _near_and_far(listeners: Keys, keys: Keys, cells: tuple[int, int], memory: float):

@@ -62,12 +62,16 @@ def smoothness(height: int, width: int, sigma):
 
 def appearance(points, keys: Keys, memory: float):
     """K1 between points [N, 5], through keys."""
-    listen = listener(points, keys, memory)
-    itself = 1 - heard_of_itself(points, keys)
+    return through(keys, listener(points, keys, memory), points)
+
+
+def through(keys: Keys, hear, places):
+    """A kernel [N, C] → [N, C] by way of keys: each pixel sends to its key, and `hear`, [M, C] →
+    [N, C], is what all keys together sound like at the pixels' `places` [N, 5]."""
+    itself = 1 - heard_of_itself(places, keys)
 
     def apply(values):
-        sent = jax.ops.segment_sum(values, keys.of, len(keys.mean))
-        return listen(sent) + itself * values
+        return hear(jax.ops.segment_sum(values, keys.of, len(keys.mean))) + itself * values
 
     return apply
 
