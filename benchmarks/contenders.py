@@ -287,3 +287,73 @@ def torch_prediction(case: str, variables: str, inputs: str, output: str, size: 
             picture.save(output / f"{path.stem}.png")
 
     return call, {}
+
+
+# --- the CRF ---------------------------------------------------------------------------------
+
+
+def crf_probabilities(image, probs, method: str, setting: dict):
+    """`mean_field` once: [H, W, C] float32."""
+    import jax
+    import numpy as np
+
+    from deeplab_jax import crf
+
+    program = jax.jit(lambda i, p: crf.mean_field(i, p, method=method, **setting))
+    return np.asarray(program(image, probs))
+
+
+def _against(q, truth) -> dict[str, float]:
+    """Share of pixels of another label than the exact one, and the mean total variation."""
+    import numpy as np
+
+    return {
+        "labels_off": float(np.mean(q.argmax(-1) != truth.argmax(-1))),
+        "distance": float(0.5 * np.abs(q - truth).sum(-1).mean()),
+    }
+
+
+def our_crf(image, probs, setting: dict, method: str, truth):
+    """An image and its probabilities on the device → the CRF's."""
+    import jax
+    import numpy as np
+
+    from deeplab_jax import crf
+
+    program = jax.jit(lambda i, p: crf.mean_field(i, p, method=method, **setting))
+    image, probs = jax.device_put((image, probs))
+    facts = {}
+
+    def call():
+        q = program(image, probs).block_until_ready()
+        if not facts:
+            facts.update(_against(np.asarray(q), truth))
+
+    return call, facts
+
+
+def pydensecrf(image, probs, setting: dict, truth):
+    """The same by the permutohedral lattice, its set-up for the image included."""
+    import numpy as np
+    from pydensecrf.densecrf import DenseCRF2D
+
+    height, width, classes = probs.shape
+    image = np.array(image)  # writable, as it wants its arrays
+    unary = np.ascontiguousarray(-np.log(np.maximum(probs, 1e-20)).reshape(-1, classes).T)
+    facts = {}
+
+    def call():
+        net = DenseCRF2D(width, height, classes)
+        net.setUnaryEnergy(unary)
+        net.addPairwiseGaussian(sxy=setting["sigma_gamma"], compat=setting["w2"])
+        net.addPairwiseBilateral(
+            sxy=setting["sigma_alpha"],
+            srgb=setting["sigma_beta"],
+            rgbim=image,
+            compat=setting["w1"],
+        )
+        q = np.array(net.inference(setting["iterations"]))
+        if not facts:
+            facts.update(_against(q.T.reshape(probs.shape), truth))
+
+    return call, facts

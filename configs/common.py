@@ -126,6 +126,19 @@ def base() -> ConfigDict:
     evaluation.trimap_widths = (1, 2, 5, 10, 20, 40)  # px
     evaluation.panels = 8  # images shown beside truth and prediction
 
+    # The fully connected CRF ([V2] Sec. 3.3); --mode=tune_crf finds the first three for a network.
+    evaluation.crf = False
+    crf = config.crf = ConfigDict()
+    crf.w1, crf.sigma_alpha, crf.sigma_beta = 4.0, 65.0, 3.0
+    crf.w2, crf.sigma_gamma = 3.0, 3.0
+    crf.iterations = 10
+    crf.method = placeholder(str)  # modes, fast, exact; None: fast on a CPU, else modes
+    tune_crf = config.tune_crf = ConfigDict()
+    tune_crf.images = 100  # of eval.split
+    tune_crf.w1 = (3.0, 4.0, 5.0, 6.0)
+    tune_crf.sigma_alpha = (30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0)
+    tune_crf.sigma_beta = (3.0, 4.0, 5.0, 6.0)
+
     # Linked to the keys they name: setting one sets both, as the weights know one way only.
     predict = config.predict = ConfigDict()
     predict.crop_size = evaluation.get_ref("crop_size")
@@ -133,6 +146,7 @@ def base() -> ConfigDict:
     predict.align_corners = model.get_ref("align_corners")
     predict.eval_scales = (1.0,)
     predict.add_flipped_images = False
+    predict.crf = False
     return config
 
 

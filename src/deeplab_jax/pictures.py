@@ -110,5 +110,15 @@ def fit(image: np.ndarray, longest: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
+def named(image: np.ndarray, name: str) -> np.ndarray:
+    """The image with a name in its upper left corner."""
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    left, top, right, bottom = draw.textbbox((6, 4), name, _font(14))
+    draw.rectangle((left - 4, top - 3, right + 4, bottom + 3), fill=PAPER)
+    draw.text((6, 4), name, INK, _font(14))
+    return np.asarray(picture)
+
+
 def _font(size: int):
     return ImageFont.load_default(size)

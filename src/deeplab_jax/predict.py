@@ -1,7 +1,7 @@
 """From images to label maps: the one place where logits become labels."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax import crf as fully_connected
 from deeplab_jax import ops
 from deeplab_jax.data.pipeline import padded_size
 from deeplab_jax.data.transforms import normalization as mean_and_std
@@ -45,6 +46,30 @@ def label_maps(
     options = {"normalization": normalization, "align_corners": align_corners}
     if tuple(eval_scales) == (1.0,) and not add_flipped_images:
         return _labels(module, variables, images, **options)
+    return _argmax(
+        probability_maps(
+            module,
+            variables,
+            images,
+            eval_scales=eval_scales,
+            add_flipped_images=add_flipped_images,
+            **options,
+        )
+    )
+
+
+def probability_maps(
+    module: nn.Module,
+    variables: Any,
+    images: jax.Array,
+    *,
+    normalization: str,
+    align_corners: bool,
+    eval_scales: Sequence[float] = (1.0,),
+    add_flipped_images: bool = False,
+) -> jax.Array:
+    """What `label_maps` decides by: [B, H, W, C] float32, the mean over scales and mirrorings."""
+    options = {"normalization": normalization, "align_corners": align_corners}
     total = 0.0
     for scale in eval_scales:
         # A program a scale, not one of them all: twelve full-size maps would live in that.
@@ -52,7 +77,44 @@ def label_maps(
         total = total + seen(images)
         if add_flipped_images:
             total = total + seen(images[:, :, ::-1])[:, :, ::-1]
-    return _argmax(total)
+    return total / (len(eval_scales) * (2 if add_flipped_images else 1))
+
+
+def refine(
+    image: jax.Array,
+    probs: jax.Array,
+    size: tuple[int, int],
+    crf: Mapping[str, Any],
+    beliefs: bool = False,
+) -> np.ndarray:
+    """Labels [h, w] of an image after the fully connected CRF ([V2] Sec. 3.3).
+
+    Args:
+      image: [H, W, C] in 0..255, padded at the bottom and right; its first three channels count.
+      probs: [H, W, classes].
+      size: (h, w) of the image itself.
+      crf: keywords of `crf.mean_field`, plain numbers and strings. A method of None is "fast" on a
+        CPU, elsewhere "modes".
+      beliefs: instead the probabilities of every iteration, [iterations, h, w, classes].
+    """
+    # On a grid of 64 px: a folder of images of all sizes compiles a handful of times.
+    height, width = (min(-(-n // 64) * 64, whole) for n, whole in zip(size, image.shape))
+    mask = (np.arange(height) < size[0])[:, None] & (np.arange(width) < size[1])
+    options = crf_options(crf)
+    found = _refined(image[:height, :width, :3], probs[:height, :width], mask, options, beliefs)
+    return np.asarray(found[:, : size[0], : size[1]] if beliefs else found[: size[0], : size[1]])
+
+
+def crf_options(crf: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """`crf`, hashable, with a method that suits the device."""
+    method = crf.get("method") or ("fast" if jax.default_backend() == "cpu" else "modes")
+    return tuple(sorted((dict(crf) | {"method": method}).items()))
+
+
+@functools.partial(jax.jit, static_argnames=("options", "beliefs"))
+def _refined(image, probs, mask, options, beliefs):
+    q = fully_connected.mean_field(image, probs, mask=mask, every=beliefs, **dict(options))
+    return q if beliefs else _argmax(q)
 
 
 def freeze(
@@ -120,6 +182,7 @@ def predict(
     align_corners: bool = True,
     eval_scales: Sequence[float] = (1.0,),
     add_flipped_images: bool = False,
+    crf: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """Segments one image of any size.
 
@@ -133,6 +196,7 @@ def predict(
       align_corners: of the logits' upsampling and of scaled images.
       eval_scales: the image is seen at each of these; their probabilities are averaged.
       add_flipped_images: and mirrored at each.
+      crf: refine the answer, with these keywords of `crf.mean_field`; None or False: do not.
 
     Returns:
       Class ids [H, W] uint8.
@@ -140,18 +204,40 @@ def predict(
     Raises:
       ValueError: if `image` is not [H, W, C] uint8.
     """
+    padded = _padded(image, crop_size, normalization)
+    height, width, _ = image.shape
+    options = {
+        "normalization": normalization,
+        "align_corners": align_corners,
+        "eval_scales": eval_scales,
+        "add_flipped_images": add_flipped_images,
+    }
+    if crf:
+        probs = probability_maps(module, variables, padded[None], **options)
+        return refine(padded, probs[0], (height, width), crf)
+    return np.asarray(label_maps(module, variables, padded[None], **options)[0, :height, :width])
+
+
+def probabilities(
+    module: nn.Module,
+    variables: Any,
+    image: np.ndarray,
+    *,
+    crop_size: tuple[int, int] | None = None,
+    normalization: str = "zero_mean",
+    **options: Any,
+) -> np.ndarray:
+    """One image [H, W, C] uint8 → [H, W, classes] float32, as `predict` decides by before a CRF.
+
+    `options` are those of `probability_maps`; errors are `predict`'s.
+    """
+    padded = _padded(image, crop_size, normalization)[None]
+    maps = probability_maps(module, variables, padded, normalization=normalization, **options)
+    return np.asarray(maps[0, : image.shape[0], : image.shape[1]])
+
+
+def _padded(image, crop_size, normalization) -> np.ndarray:
     if image.ndim != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be [H, W, C] uint8, not {image.dtype} {image.shape}")
-    height, width, channels = image.shape
-    pad_value = mean_and_std(normalization, channels)[0]
-    padded = pad_to(image.astype(np.float32), padded_size((height, width), crop_size), pad_value)
-    labels = label_maps(
-        module,
-        variables,
-        padded[None],
-        normalization=normalization,
-        align_corners=align_corners,
-        eval_scales=eval_scales,
-        add_flipped_images=add_flipped_images,
-    )
-    return np.asarray(labels[0, :height, :width])
+    pad_value = mean_and_std(normalization, image.shape[-1])[0]
+    return pad_to(image.astype(np.float32), padded_size(image.shape[:2], crop_size), pad_value)

@@ -12,6 +12,7 @@ from deeplab_jax.crf import inference, kernels
 # pydensecrf's constants, by their names there.
 CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = range(3)
 NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = range(4)
+NORMALIZATIONS = ("none", "before", "after", "symmetric")
 
 
 class Term(NamedTuple):
@@ -87,12 +88,13 @@ def _widths(given, count: int) -> tuple[float, ...]:
 # Images are arguments: the next one of the same size and terms compiles nothing.
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _infer(unary, arrays, size, method, terms, iterations):
-    mask = jnp.ones(size, bool)
-    potentials = [_potential(term, *rest, mask, method) for term, rest in zip(terms, arrays)]
-    return inference.infer(-unary.T, potentials, iterations).T
+    of_method = inference.Kernels(jnp.ones(size, bool), method)
+    potentials = [_potential(term, *rest, of_method) for term, rest in zip(terms, arrays)]
+    logits = -unary.T.reshape(*size, -1)
+    return of_method.infer(logits, potentials, iterations).reshape(-1, logits.shape[-1]).T
 
 
-def _potential(term: Term, compat, image, mask, method: str) -> inference.Potential:
+def _potential(term: Term, compat, image, of_method: inference.Kernels) -> kernels.Potential:
     def lend(heard):
         if compat.ndim == 0:
             return compat * heard
@@ -102,14 +104,7 @@ def _potential(term: Term, compat, image, mask, method: str) -> inference.Potent
 
     sxy = np.array(term.sigma, np.float32)
     if image is None:
-        kernel = kernels.smoothness(*mask.shape, sxy)
+        kernel = of_method.smoothness(sxy)
     else:
-        srgb = np.array(term.colour, np.float32)
-        kernel = inference.appearance(image, mask, sxy, srgb, method)
-    potential = inference.symmetric(kernel, mask, lend)
-    if term.normalization == NORMALIZE_SYMMETRIC:
-        return potential
-    whole, one = potential.before**2, jnp.ones_like(potential.before)
-    before = whole if term.normalization == NORMALIZE_BEFORE else one
-    after = whole if term.normalization == NORMALIZE_AFTER else one
-    return potential._replace(before=before, after=after)
+        kernel = of_method.appearance(image, sxy, np.array(term.colour, np.float32))
+    return kernels.Potential(kernel, lend, NORMALIZATIONS[term.normalization])

@@ -1,7 +1,7 @@
 """Mean field, over any kernels."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +13,8 @@ from deeplab_jax.crf import fast, kernels
 METHODS = ("modes", "exact", "fast")
 # sigma_beta from which colours are blurred so far that coarser modes do; (px, modes) of a tile.
 WIDE, COARSE, FINE = 8.0, (32, 128), (16, 64)
+SMALL = 2**15  # pixels of an image that "fast" takes no shortcuts in
 _TINY = 1e-20
-
-
-class Potential(NamedTuple):
-    """A pairwise term.
-
-    Attributes:
-      kernel: [N, C] → [N, C].
-      before, after: [N, 1], the normalisation of what is sent and of what is heard.
-      lend: what was heard [N, C] → what it adds to the logits [N, C].
-    """
-
-    kernel: Callable[[jax.Array], jax.Array]
-    before: jax.Array
-    after: jax.Array
-    lend: Callable[[jax.Array], jax.Array]
 
 
 def mean_field(
@@ -46,7 +32,7 @@ def mean_field(
     mask: jax.Array | None = None,
     tile: int | None = None,
     modes: int | None = None,
-    memory: float = 1e9,
+    memory: float = 2e9,
     every: bool = False,
 ) -> jax.Array:
     """Probabilities [H, W, C] → those of the fully connected CRF, [H, W, C] float32.
@@ -75,60 +61,83 @@ def mean_field(
     Raises:
       ValueError: for an unknown method, or shapes that do not belong together.
     """
-    height, width, classes = probs.shape
+    height, width, _ = probs.shape
     if image.shape != (height, width, 3):
         raise ValueError(f"image {image.shape} and probs {probs.shape}: takes [H, W, 3], [H, W, C]")
     if mask is None:
         mask = jnp.ones((height, width), bool)
 
-    def lend(weight):
-        if compatibility is None:
-            return lambda heard: weight * heard
-        return lambda heard: weight * kernels.exactly(heard, compatibility)
-
-    near = kernels.smoothness(height, width, sigma_gamma)
-    alike = appearance(image, mask, sigma_alpha, sigma_beta, method or "modes", tile, modes, memory)
-    potentials = [
-        symmetric(kernel, mask, lend(weight)) for kernel, weight in ((alike, w1), (near, w2))
-    ]
-    probs = jnp.nan_to_num(probs.astype(jnp.float32), nan=0.0).reshape(-1, classes)
-    q = infer(jnp.log(jnp.maximum(probs, _TINY)), potentials, iterations, every)
-    return q.reshape(*q.shape[:-2], height, width, classes)
+    of_image = Kernels(mask, method or METHODS[0], tile, modes, memory)
+    weighted = (
+        (of_image.appearance(image, sigma_alpha, sigma_beta), w1),
+        (of_image.smoothness(sigma_gamma), w2),
+    )
+    return of_image.mean_field(probs, weighted, iterations, compatibility, every)
 
 
-def appearance(image, mask, sigma_alpha, sigma_beta, method, tile=None, modes=None, memory=1e9):
-    """K1 of an image [H, W, 3]: [N, C] → [N, C]; arguments and errors as `mean_field`'s."""
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
-    points = kernels.scaled_points(image, sigma_alpha, sigma_beta)
-    # A traced width is taken for a narrow one: finer modes are never wrong.
-    wide = not isinstance(sigma_beta, jax.core.Tracer) and np.asarray(sigma_beta).min() >= WIDE
-    if method == "fast":
-        return fast.appearance(points, mask, wide, memory)
-    flat = points.reshape(-1, 5)
-    if method == "exact":
-        return kernels.appearance(flat, kernels.pixel_keys(flat), memory)
-    given = COARSE if wide else FINE
-    keys = kernels.mode_keys(points, mask, tile or given[0], modes or given[1])
-    return kernels.appearance(flat, keys, memory)
+class Kernels:
+    """The kernels of one image by one method, and mean field with them; arguments and errors as
+    `mean_field`'s."""
+
+    def __init__(self, mask, method: str, tile=None, modes=None, memory: float = 2e9):
+        if method not in METHODS:
+            raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
+        if method == "fast" and mask.size <= SMALL:  # each mode matters more there
+            method, tile, modes = "modes", tile or COARSE[0], modes or COARSE[1]
+        self.method, self.memory, self.tile, self.modes = method, memory, tile, modes
+        self.mask = fast.padded(mask) if method == "fast" else mask
+
+    def smoothness(self, sigma):
+        """K2."""
+        of = fast if self.method == "fast" else kernels
+        return of.smoothness(*self.mask.shape, sigma)
+
+    def appearance(self, image, sigma_alpha, sigma_beta):
+        """K1 of an image [H, W, 3]."""
+        points = kernels.scaled_points(image, sigma_alpha, sigma_beta)
+        # A traced width is taken for a narrow one: finer modes are never wrong.
+        wide = not isinstance(sigma_beta, jax.core.Tracer) and np.asarray(sigma_beta).min() >= WIDE
+        if self.method == "fast":
+            return fast.appearance(fast.padded(points), self.mask, wide, self.memory)
+        flat = points.reshape(-1, 5)
+        if self.method == "exact":
+            return kernels.appearance(flat, kernels.pixel_keys(flat), self.memory)
+        given = COARSE if wide else FINE
+        keys = kernels.mode_keys(points, self.mask, self.tile or given[0], self.modes or given[1])
+        return kernels.appearance(flat, keys, self.memory)
+
+    def mean_field(
+        self, probs, weighted, iterations: int, compatibility=None, every: bool = False
+    ) -> jax.Array:
+        """As the function, with kernels of this class and their weights."""
+
+        def lend(weight):
+            if compatibility is None:
+                return lambda heard: weight * heard
+            return lambda heard: weight * kernels.exactly(heard, compatibility)
+
+        probs = jnp.nan_to_num(probs.astype(jnp.float32), nan=0.0)
+        potentials = [kernels.Potential(kernel, lend(weight)) for kernel, weight in weighted]
+        return self.infer(jnp.log(jnp.maximum(probs, _TINY)), potentials, iterations, every)
+
+    def infer(self, logits, potentials, iterations: int, every: bool = False):
+        """Parallel mean field: logits [H, W, C] → Q [H, W, C], or [iterations, H, W, C]."""
+        height, width, classes = logits.shape
+        if self.method == "fast":
+            logits = fast.padded(logits)
+        infer = fast.infer if self.method == "fast" else _infer
+        q = infer(logits.reshape(-1, classes), potentials, self.mask, iterations, every)
+        q = q.reshape(*q.shape[:-2], *self.mask.shape, classes)
+        return q[..., :height, :width, :]
 
 
-def symmetric(kernel, mask, lend) -> Potential:
-    """The papers' normalisation: n K n, n = (K 1)^-1/2, over the pixels of the mask [H, W]."""
+def _infer(logits, potentials: Sequence[kernels.Potential], mask, iterations, every):
+    """Logits [N, C] → Q [N, C], or of every iteration."""
     present = mask.reshape(-1, 1).astype(jnp.float32)
-    # K 1 >= 1, as a pixel hears itself: an approximation may forget that.
-    norm = present * lax.rsqrt(jnp.maximum(kernel(present), 1))
-    return Potential(kernel, norm, norm, lend)
-
-
-def infer(logits, potentials: Sequence[Potential], iterations: int, every: bool = False):
-    """Parallel mean field: logits [N, C] → Q [N, C], or of every iteration."""
+    scales = [kernels.norms(p, p.kernel(present), present) for p in potentials]
 
     def iteration(q, _):
-        total = logits
-        for kernel, before, after, lend in potentials:
-            total = total + lend(after * kernel(before * q))
-        q = jax.nn.softmax(total)
+        q = kernels.update(logits, q, potentials, scales)
         return q, q if every else None
 
     q, all_q = lax.scan(iteration, jax.nn.softmax(logits), length=iterations)

@@ -1,5 +1,6 @@
 """The two Gaussian kernels as functions of what the pixels send: [N, C] → [N, C]."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -27,6 +28,48 @@ class Keys(NamedTuple):
     height: jax.Array
     mass: jax.Array
     of: jax.Array
+
+
+class Potential(NamedTuple):
+    """A pairwise term.
+
+    Attributes:
+      kernel: [N, C] → [N, C].
+      lend: what was heard [N, C] → what it adds to the logits [N, C].
+      normalization: of `norms`.
+    """
+
+    kernel: Callable[[jax.Array], jax.Array]
+    lend: Callable[[jax.Array], jax.Array]
+    normalization: str = "symmetric"
+
+
+def norms(potential: Potential, degree, present):
+    """What a pixel's sending and its hearing are multiplied by, (before, after), [N, 1] each.
+
+    The papers' normalisation is symmetric: n K n with n = (K 1)^-1/2.
+
+    Args:
+      potential: its normalization, "symmetric", "before", "after" or "none".
+      degree: K 1, [N, 1].
+      present: [N, 1], 0 for padding.
+    """
+    # K 1 >= 1, as a pixel hears itself: an approximation may forget that.
+    whole = 1 / jnp.maximum(degree, 1)
+    before, after = {
+        "symmetric": (jnp.sqrt(whole), jnp.sqrt(whole)),
+        "before": (whole, 1.0),
+        "after": (1.0, whole),
+        "none": (1.0, 1.0),
+    }[potential.normalization]
+    return present * before, present * after
+
+
+def update(logits, q, potentials, scales):
+    """One iteration of all pixels, in parallel: Q [N, C] → Q [N, C]; `scales` are `norms`'."""
+    for potential, (before, after) in zip(potentials, scales):
+        logits = logits + potential.lend(after * potential.kernel(before * q))
+    return jax.nn.softmax(logits)
 
 
 def scaled_points(image, sigma_alpha, sigma_beta):
@@ -125,35 +168,52 @@ def clusters(points, inside, count: int, thin: int, steps: int):
     """Points [P, 5], inside [P] bool → [P] int32 in 0..count-1.
 
     Seeds far from each other, each the farthest from those before, among every `thin`-th point;
-    then steps of Lloyd's.
+    then steps of Lloyd's on those.
     """
-
-    def nearest_of(centres):
-        return jnp.argmin(jnp.sum((points[:, None] - centres) ** 2, axis=-1), axis=-1)
-
     choice, eligible = points[::thin], inside[::thin]
 
     def seed(i, state):
         nearest, seeds = state
-        nearest = jnp.minimum(nearest, jnp.sum((choice - choice[seeds[i - 1]]) ** 2, axis=-1))
+        nearest = jnp.minimum(nearest, _squared(choice, choice[seeds[i - 1]]))
         return nearest, seeds.at[i].set(jnp.argmax(jnp.where(eligible, nearest, -1)))
 
     start = jnp.full(len(choice), jnp.inf), jnp.full(count, jnp.argmax(eligible))
     _, seeds = lax.fori_loop(1, count, seed, start)
     centres = choice[seeds]
     for _ in range(steps):
-        weight = jnp.where(inside[:, None], jax.nn.one_hot(nearest_of(centres), count), 0)
-        mass = weight.sum(0)[:, None]
-        centres = jnp.where(mass > 0, exactly(weight.T, points) / jnp.maximum(mass, 1), centres)
-    return nearest_of(centres).astype(jnp.int32)
+        weight = eligible.astype(jnp.float32)[:, None]
+        total = partial(jax.ops.segment_sum, segment_ids=_nearest(choice, centres))
+        mass = total(weight, num_segments=count)
+        mean = total(weight * choice, num_segments=count) / jnp.maximum(mass, 1)
+        centres = jnp.where(mass > 0, mean, centres)
+    return _nearest(points, centres)
 
 
-def kernel(points, keys: Keys):
-    """Of points [n, 5] and all keys: [n, M], the Gaussian kernel averaged over each key."""
+def _squared(points, centre):
+    """|points [P, 5] - centre [5]|^2, [P]: a sum of planes, along which CPUs have vectors."""
+    return sum((points[:, d] - centre[d]) ** 2 for d in range(5))
+
+
+def _nearest(points, centres):
+    """The number of the centre [K, 5] nearest to each point [P, 5], [P] int32."""
+
+    # Centre by centre: XLA's argmin takes six times as long on a CPU.
+    def compare(i, state):
+        nearest, of = state
+        distance = _squared(points, centres[i])
+        return jnp.minimum(nearest, distance), jnp.where(distance < nearest, i, of)
+
+    start = jnp.full(len(points), jnp.inf), jnp.zeros(len(points), jnp.int32)
+    return lax.fori_loop(0, len(centres), compare, start)[1]
+
+
+def kernel(keys: Keys, points):
+    """Of all keys and points [n, 5]: [M, n], the Gaussian kernel averaged over each key."""
     exponent = 0.0
     for d in range(5):  # differences, not squares of norms: those cancel, with an error of 1e-3
-        exponent += keys.precision[:, d] * (points[:, d, None] - keys.mean[:, d]) ** 2
-    return keys.height * jnp.exp(-0.5 * exponent)
+        difference = points[:, d] - keys.mean[:, d, None]
+        exponent += keys.precision[:, d, None] * difference**2
+    return keys.height[:, None] * jnp.exp(-0.5 * exponent)
 
 
 def heard_of_itself(points, keys: Keys):
@@ -165,29 +225,24 @@ def heard_of_itself(points, keys: Keys):
     return (keys.height[keys.of] * jnp.exp(-0.5 * exponent.sum(1)))[:, None]
 
 
-def listener(points, keys: Keys, memory: float, factor=None):
+def listener(points, keys: Keys, memory: float):
     """A function: sent by each key [M, C] → heard at each point [n, C].
 
-    Past `memory` bytes the kernel is computed anew at every call, in blocks. `factor`, [n, M],
-    multiplies it.
+    Past `memory` bytes the kernel is computed anew at every call, in blocks.
     """
     count, size = len(points), len(keys.mean)
+
+    def hear(seen, sent):
+        return exactly(sent.T, seen).T
+
     if 4 * count * size <= memory:
-        whole = kernel(points, keys)
-        whole = whole if factor is None else whole * factor
-        return lambda sent: exactly(whole, sent)
+        return partial(hear, kernel(keys, points))
     block = max(1, min(count, int(memory / 8 / (4 * size))))
     blocks = -(-count // block)
-    rows = (points,) if factor is None else (points, factor)
-    rows = [jnp.pad(x, ((0, blocks * block - count), (0, 0))) for x in rows]
-    rows = [x.reshape(blocks, block, -1) for x in rows]
+    rows = jnp.pad(points, ((0, blocks * block - count), (0, 0))).reshape(blocks, block, 5)
 
     def in_blocks(sent):
-        @jax.checkpoint
-        def one(part):
-            seen = kernel(part[0], keys)
-            return exactly(seen * part[1] if part[1:] else seen, sent)
-
+        one = jax.checkpoint(lambda part: hear(kernel(keys, part), sent))
         return lax.map(one, rows).reshape(blocks * block, -1)[:count]
 
     return in_blocks
