@@ -8,7 +8,7 @@ import pytest
 from conftest import GOLDEN, SHARED
 
 from deeplab_jax import crf
-from deeplab_jax.crf import inference
+from deeplab_jax.crf import dense, inference
 
 NAMES = ("w1", "sigma_alpha", "sigma_beta", "w2", "sigma_gamma")
 FIXTURES = (
@@ -109,6 +109,49 @@ def test_widths_of_pydensecrf_are_x_y():
         method="exact",
     )
     np.testing.assert_allclose(net.inference(10).T.reshape(20, 30, 4), ours, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["NO_NORMALIZATION", "NORMALIZE_BEFORE", "NORMALIZE_AFTER"])
+def test_normalizations_of_pydensecrf(name):
+    image, probs = scene(7, 9)
+    net = crf.DenseCRF2D(9, 7, 4, method="exact")
+    net.setUnaryEnergy(-np.log(probs).reshape(-1, 4).T)
+    net.addPairwiseBilateral(5, 9, image, 0.4, normalization=getattr(dense, name))
+    y, x = np.mgrid[:7, :9]
+    points = np.dstack([y / 5, x / 5, image / 9]).reshape(-1, 5)
+    kernel = np.exp(-0.5 * ((points[:, None] - points) ** 2).sum(-1))
+    degree = kernel.sum(1)
+    kernel = {
+        "NO_NORMALIZATION": kernel,
+        "NORMALIZE_BEFORE": kernel / degree,
+        "NORMALIZE_AFTER": kernel / degree[:, None],
+    }[name]
+    logits = np.log(probs).reshape(-1, 4)
+    q = probs.reshape(-1, 4)
+    for _ in range(3):
+        q = np.exp(logits + 0.4 * kernel @ q)
+        q /= q.sum(1, keepdims=True)
+    np.testing.assert_allclose(net.inference(3).T, q, atol=1e-4)
+
+
+def test_smoothness_alone_is_not_cut_short(monkeypatch):
+    monkeypatch.setattr(inference, "SMALL", 0)
+    _, probs = scene(50, 60)
+    answers = []
+    for method in ("exact", "fast"):
+        net = crf.DenseCRF2D(60, 50, 4, method=method)
+        net.setUnaryEnergy(-np.log(probs).reshape(-1, 4).T)
+        net.addPairwiseGaussian(sxy=3, compat=3)
+        answers.append(net.inference(5))
+    np.testing.assert_allclose(*answers, atol=0.05)
+
+
+def test_shortcuts_of_a_wide_kernel():
+    """An image large enough for them."""
+    image, probs, parameters, _ = fixture("public_chelsea_180x240_c8")
+    parameters |= {"w1": 10.0, "sigma_alpha": 80.0, "sigma_beta": 13.0}
+    modes, fast = (run(image, probs, **parameters, method=m).argmax(-1) for m in ("modes", "fast"))
+    assert wrong(fast, modes) < 2
 
 
 def test_wrong_calls_of_pydensecrf_are_refused():

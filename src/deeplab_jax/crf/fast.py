@@ -1,14 +1,15 @@
 """Mean field for CPUs: modes send, modes listen, and the pixels still in doubt listen themselves.
 
-After two iterations all but some tenth of an image's pixels are settled: what they send hardly
-changes any more. Until then the pixels of one mode in a tile of 16 px hear the same; from there on
-only those in doubt are updated, each hearing at its own place, and the settled follow once more at
-the end.
+At first the pixels of one mode in a tile of 16 px, an ear, hear the same. After two to four
+iterations most of an image's pixels are settled: what they send hardly changes any more. From there
+on only those in doubt are updated, each hearing at its own place, and the settled follow once more
+at the end. Keys near a listener are modes of tiles of 32 px; those of each cell of 64 px farther
+away are gathered once more, into coarse ones.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ from deeplab_jax.crf.kernels import (
 )
 
 CELL, TILE, SUBTILE = 64, 32, 16  # px
-# At most so many of the others' pixels are in doubt: the least that holds them all, else the last.
+# Shares of the pixels that may be in doubt: the least that holds all who are, else the last.
 LEVELS = (1 / 12, 1 / 6, 1 / 3)
 DOUBT = 0.01  # of a pixel's most likely class
 BLOCK = 64  # listeners that share the keys near them
@@ -95,10 +96,9 @@ class Filter(NamedTuple):
         return self.hear(self.send(values))[self.ear] + self.itself * values
 
 
-def padded(x, value=0):
+def padded(x):
     """[H, W, ...] with sides that are multiples of a cell."""
-    pads = [(0, -n % CELL) for n in x.shape[:2]] + [(0, 0)] * (x.ndim - 2)
-    return jnp.pad(x, pads, constant_values=value)
+    return jnp.pad(x, [(0, -n % CELL) for n in x.shape[:2]] + [(0, 0)] * (x.ndim - 2))
 
 
 # --- kernels -------------------------------------------------------------------------------------
@@ -173,20 +173,12 @@ def appearance(points, mask, wide: bool, memory: float) -> Filter:
         x = jnp.concatenate([x, jnp.zeros_like(x[:1])])[near[window]]
         return x.reshape(len(window), -1, *x.shape[3:])
 
-    # Those far away, of each cell together.
-    by_cell = jnp.arange(len(keys.mean)).reshape(down, 2, across, 2, effort.keys).swapaxes(1, 2)
-    by_cell = by_cell.reshape(down * across, -1)
-    find = jax.vmap(partial(clusters, count=effort.coarse, thin=1, steps=1))
-    parent = find(lax.stop_gradient(keys.mean[by_cell]), keys.mass[by_cell][..., 0] > 0)
-    parent += effort.coarse * jnp.arange(down * across, dtype=jnp.int32)[:, None]
-    parent = jnp.zeros(len(keys.mean), jnp.int32).at[by_cell.reshape(-1)].set(parent.reshape(-1))
-    count = effort.coarse * down * across
-    parents = gathered(keys.mean, 1 / keys.precision - 1, keys.mass, parent, count)
+    parents, parent = _coarser(keys, down, across, effort.coarse)
+    count = len(parents.mean)
     cell = jnp.arange(down * across) // across, jnp.arange(down * across) % across
     met = [(c >= w[:, None] - 1) & (c <= w[:, None]) for c, w in zip(cell, corner)]
-    apart = jnp.repeat(
-        jnp.where(met[0] & met[1], 0.0, 1.0), effort.coarse, axis=1
-    )  # [windows, count]
+    apart = jnp.where(met[0] & met[1], 0.0, 1.0)  # [windows, cells]
+    apart = jnp.repeat(apart, effort.coarse, axis=1)
 
     def listener(places, window):
         """Of places [blocks, n, 5] in windows [blocks]: sent by keys [M, C] → [blocks * n, C]."""
@@ -241,6 +233,18 @@ def appearance(points, mask, wide: bool, memory: float) -> Filter:
     return Filter(keys.of, len(keys.mean), hear, ears.of, itself, closely, effort.settling)
 
 
+def _coarser(keys: Keys, down: int, across: int, count: int) -> tuple[Keys, jax.Array]:
+    """The keys of each cell, which come tile by tile, as `count` of a cell; and whose each is."""
+    by_cell = np.arange(len(keys.mean)).reshape(down, 2, across, 2, -1).swapaxes(1, 2)
+    by_cell = by_cell.reshape(down * across, -1)
+    find = jax.vmap(partial(clusters, count=count, thin=1, steps=1))
+    of = find(lax.stop_gradient(keys.mean[by_cell]), keys.mass[by_cell][..., 0] > 0)
+    of += count * jnp.arange(down * across, dtype=jnp.int32)[:, None]
+    of = jnp.zeros(len(keys.mean), jnp.int32).at[by_cell.reshape(-1)].set(of.reshape(-1))
+    spread = 1 / keys.precision - 1
+    return gathered(keys.mean, spread, keys.mass, of, count * down * across), of
+
+
 def _window(tile_y, tile_x, across: int):
     return (tile_y + 1) // 2 * (across + 1) + (tile_x + 1) // 2
 
@@ -248,18 +252,14 @@ def _window(tile_y, tile_x, across: int):
 # --- inference -----------------------------------------------------------------------------------
 
 
-def infer(
-    logits,
-    potentials: Sequence[Potential],
-    mask,
-    iterations: int,
-    every: bool = False,
-) -> Any:
-    """As `inference.infer`; the potentials' kernels are Filters, mask is [H, W]."""
+def infer(logits, potentials: Sequence[Potential], mask, iterations: int, every: bool = False):
+    """Logits [N, C] → Q [N, C], or of every iteration; the potentials' kernels are Filters."""
     present = mask.reshape(-1, 1).astype(jnp.float32)
     scales = [norms(p, p.kernel(present), present) for p in potentials]
 
-    settling = min(iterations, max((p.kernel.settling for p in potentials), default=0))
+    # Smoothness alone is never cut short.
+    settling = max((p.kernel.settling for p in potentials), default=0) or iterations
+    settling = min(settling, iterations)
 
     def iteration(q, _):
         q = update(logits, q, potentials, scales)
@@ -282,6 +282,7 @@ def infer(
 
 
 def _own(logits, q, potentials, scales, present, listeners: Listeners, iterations, every):
+    """The further iterations, of the listeners alone, and a last one of all others."""
     pixel, there = listeners.pixel, (listeners.pixel < len(q))[:, None]
 
     def at(x):
