@@ -326,7 +326,7 @@ def our_crf(image, probs, setting: dict, method: str, truth):
 
     def call():
         q = program(image, probs).block_until_ready()
-        if not facts:
+        if truth is not None and not facts:
             facts.update(_against(np.asarray(q), truth))
 
     return call, facts
@@ -353,7 +353,7 @@ def pydensecrf(image, probs, setting: dict, truth):
             compat=setting["w1"],
         )
         q = np.array(net.inference(setting["iterations"]))
-        if not facts:
+        if truth is not None and not facts:
             facts.update(_against(q.T.reshape(probs.shape), truth))
 
     return call, facts

@@ -134,7 +134,7 @@ def base() -> ConfigDict:
     crf.iterations = 10
     crf.method = placeholder(str)  # modes, fast, exact; None: fast on a CPU, else modes
     tune_crf = config.tune_crf = ConfigDict()
-    tune_crf.images = 100  # of eval.split
+    tune_crf.images = 100  # of eval.split, seen as `eval` says
     tune_crf.w1 = (3.0, 4.0, 5.0, 6.0)
     tune_crf.sigma_alpha = (30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0)
     tune_crf.sigma_beta = (3.0, 4.0, 5.0, 6.0)

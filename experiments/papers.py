@@ -15,7 +15,7 @@ from typing import NamedTuple
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- papers.py: begin -->\n", "<!-- papers.py: end -->\n"
 
-CRF, COCO, SERVER = "CRF", "MS COCO", "test server"
+COCO, SERVER = "MS COCO", "test server"
 JFT = "JFT-300M (not public)"
 # What a dataset that cannot be read yet needs: (name, classes).
 WAITING = {
@@ -67,6 +67,7 @@ def _rows(table, *rows, **common):
 MSC = {"model.input_scales": (0.5, 0.75, 1.0)}
 AUG = {"data.min_scale_factor": 0.5, "data.max_scale_factor": 1.5}
 TRAINVAL = {"data.train_split": "trainval"}
+CRF = {"eval.crf": True}  # its widths by --mode=tune_crf
 B30, B10 = {"train.batch_size": 30}, {"train.batch_size": 10}
 STEP = {"optim.schedule": "step"}
 
@@ -97,7 +98,7 @@ def _with_crf(table, nets, file, **common):
     rows = []
     for label, preset, before, after in nets:
         rows.append((label, before, f"{file}:{preset}", {}))
-        rows.append((f"{label}, CRF", after, f"{file}:{preset}", {}, CRF))
+        rows.append((f"{label}, CRF", after, f"{file}:{preset}", CRF))
     return _rows(table, *rows, **common)
 
 
@@ -106,7 +107,7 @@ V1_ROWS = [
     *_with_crf("[V1] val", V1_VAL, "v1.py"),
     *_rows(
         "[V1] test",
-        *((label, iou, f"v1.py:{net}", TRAINVAL, CRF, SERVER) for label, net, iou in V1_TEST),
+        *((label, iou, f"v1.py:{net}", TRAINVAL | CRF, SERVER) for label, net, iou in V1_TEST),
     ),
 ]
 
@@ -130,7 +131,7 @@ V2_ROWS = [
         ("poly", 67.7, "v2.py:vgg_largefov", TRAINVAL, SERVER),
     ),
     *_with_crf("[V2] Table 3", TABLE_3, "v2.py"),
-    *_rows("[V2] test", ("ASPP-L, CRF", 72.6, "v2.py:vgg_aspp_l", TRAINVAL, CRF, SERVER)),
+    *_rows("[V2] test", ("ASPP-L, CRF", 72.6, "v2.py:vgg_aspp_l", TRAINVAL | CRF, SERVER)),
     *_rows(
         "[V2] Table 4",
         ("ResNet-101", 68.72, "v2.py:resnet", {}),
@@ -139,19 +140,19 @@ V2_ROWS = [
         ("MSC, COCO, Aug", 74.87, "v2.py:resnet", MSC | AUG, COCO),
         ("MSC, COCO, Aug, LargeFOV", 75.54, "v2.py:resnet_largefov", MSC | AUG, COCO),
         ("MSC, COCO, Aug, ASPP", 76.35, "v2.py:resnet_aspp", MSC | AUG, COCO),
-        ("MSC, COCO, Aug, ASPP, CRF", 77.69, "v2.py:resnet_aspp", MSC | AUG, COCO, CRF),
-        ("the same, test", 79.7, "v2.py:resnet_aspp", MSC | AUG | TRAINVAL, COCO, CRF, SERVER),
+        ("MSC, COCO, Aug, ASPP, CRF", 77.69, "v2.py:resnet_aspp", MSC | AUG | CRF, COCO),
+        ("the same, test", 79.7, "v2.py:resnet_aspp", MSC | AUG | TRAINVAL | CRF, COCO, SERVER),
     ),
     *_rows(
         "[V2] PASCAL-Context",
         ("VGG LargeFOV", 37.6, "v2.py:vgg_largefov", {}),
-        ("VGG LargeFOV, CRF", 39.6, "v2.py:vgg_largefov", {}, CRF),
+        ("VGG LargeFOV, CRF", 39.6, "v2.py:vgg_largefov", CRF),
         ("ResNet-101", 39.6, "v2.py:resnet", {}),
         ("MSC", 41.4, "v2.py:resnet", MSC),
         ("MSC, COCO, Aug", 42.9, "v2.py:resnet", MSC | AUG, COCO),
         ("MSC, COCO, Aug, LargeFOV", 43.5, "v2.py:resnet_largefov", MSC | AUG, COCO),
         ("MSC, COCO, Aug, ASPP", 44.7, "v2.py:resnet_aspp", MSC | AUG, COCO),
-        ("MSC, COCO, Aug, ASPP, CRF", 45.7, "v2.py:resnet_aspp", MSC | AUG, COCO, CRF),
+        ("MSC, COCO, Aug, ASPP, CRF", 45.7, "v2.py:resnet_aspp", MSC | AUG | CRF, COCO),
         dataset="pascal_context",
     ),
     *_rows(
@@ -159,7 +160,7 @@ V2_ROWS = [
         ("ResNet-101", 58.90, "v2.py:resnet", {}),
         ("MSC, Aug", 63.10, "v2.py:resnet", MSC | AUG),
         ("MSC, COCO, Aug", 64.40, "v2.py:resnet", MSC | AUG, COCO),
-        ("MSC, COCO, Aug, CRF", 64.94, "v2.py:resnet", MSC | AUG, COCO, CRF),
+        ("MSC, COCO, Aug, CRF", 64.94, "v2.py:resnet", MSC | AUG | CRF, COCO),
         ("MSC, COCO, Aug, LargeFOV", 62.18, "v2.py:resnet_largefov", MSC | AUG, COCO),
         ("MSC, COCO, Aug, ASPP", 62.76, "v2.py:resnet_aspp", MSC | AUG, COCO),
         dataset="person_part",
@@ -167,17 +168,17 @@ V2_ROWS = [
     *_rows(
         "[V2] Cityscapes",
         ("VGG LargeFOV, half size", 62.97, "v2.py:vgg_largefov", {}, "half-size images"),
-        ("VGG LargeFOV, half size, CRF", 64.18, "v2.py:vgg_largefov", {}, "half-size images", CRF),
+        ("VGG LargeFOV, half size, CRF", 64.18, "v2.py:vgg_largefov", CRF, "half-size images"),
         ("VGG LargeFOV", 64.89, "v2.py:vgg_largefov", {}),
-        ("VGG LargeFOV, CRF", 65.94, "v2.py:vgg_largefov", {}, CRF),
+        ("VGG LargeFOV, CRF", 65.94, "v2.py:vgg_largefov", CRF),
         ("ResNet-101", 66.6, "v2.py:resnet", {}),
         ("LargeFOV", 69.2, "v2.py:resnet_largefov", {}),
         ("ASPP", 70.4, "v2.py:resnet_aspp", {}),
         ("ASPP, Aug", 71.0, "v2.py:resnet_aspp", AUG),
-        ("ASPP, Aug, CRF", 71.4, "v2.py:resnet_aspp", AUG, CRF),
-        ("ASPP, Aug, CRF, test", 70.4, "v2.py:resnet_aspp", AUG, CRF, SERVER),
-        ("pre-release, test", 63.1, "v2.py:vgg_largefov", {}, CRF, SERVER),
-        ("pre-release, weak labels, test", 64.8, "v2.py:vgg_largefov", {}, CRF, SERVER),
+        ("ASPP, Aug, CRF", 71.4, "v2.py:resnet_aspp", AUG | CRF),
+        ("ASPP, Aug, CRF, test", 70.4, "v2.py:resnet_aspp", AUG | CRF, SERVER),
+        ("pre-release, test", 63.1, "v2.py:vgg_largefov", CRF, SERVER),
+        ("pre-release, weak labels, test", 64.8, "v2.py:vgg_largefov", CRF, SERVER),
         dataset="cityscapes",
     ),
 ]

@@ -44,6 +44,22 @@ def wrong(labels, truth):
     return 100 * float(np.mean(np.asarray(labels) != truth))
 
 
+@pytest.fixture(params=crf.METHODS)
+def method(request, monkeypatch):
+    """Each method; "fast" with its shortcuts, which these small images would not get."""
+    monkeypatch.setattr(inference, "SMALL", 0)
+    return request.param
+
+
+def scene(height=24, width=33, classes=4, seed=0):
+    rng = np.random.default_rng(seed)
+    image = np.full((height, width, 3), 40, np.uint8)
+    image[:, width // 2 :] = (200, 120, 60)
+    image += rng.integers(0, 9, image.shape).astype(np.uint8)
+    probs = rng.dirichlet(np.ones(classes), (height, width)).astype(np.float32)
+    return image, probs
+
+
 @pytest.mark.parametrize("name", FIXTURES)
 def test_exact_is_the_exact_mean_field(name):
     image, probs, parameters, found = fixture(name)
@@ -71,6 +87,29 @@ def test_fast_is_within_its_bound(name):
     image, probs, parameters, found = fixture(name)
     labels = run(image, probs, **parameters, method="fast").argmax(-1)
     assert wrong(labels, found["exact_label10"]) < 1.3
+
+
+def test_its_shortcuts_are_within_its_bound(monkeypatch):
+    monkeypatch.setattr(inference, "SMALL", 0)
+    test_fast_is_within_its_bound("public_coffee_120x160_c5")
+
+
+@pytest.mark.parametrize("sigma_gamma", [1.0, 3.0])
+def test_fast_goes_on_where_most_pixels_stay_in_doubt(method, sigma_gamma):
+    rng = np.random.default_rng(0)
+    image, probs = scene(96, 128)
+    probs = np.asarray(jax.nn.softmax(0.4 * np.log(probs) + 0.1 * rng.normal(size=probs.shape)))
+    options = {"w1": 2.0, "sigma_alpha": 30.0, "sigma_beta": 5.0, "w2": 1.0}
+    options |= {"sigma_gamma": sigma_gamma}
+    exact, q = (run(image, probs, **options, method=m) for m in ("exact", method))
+    assert 0.5 * float(jnp.abs(exact - q).sum(-1).mean()) < 0.03
+
+
+def test_the_last_of_every_iteration_is_the_answer(method):
+    image, probs = scene(70, 80)
+    last, every = (run(image, probs, method=method, every=every) for every in (False, True))
+    assert every.shape == (10, 70, 80, 4)
+    np.testing.assert_allclose(every[-1], last, atol=1e-5)
 
 
 def test_the_calls_of_pydensecrf():
@@ -102,8 +141,8 @@ def test_widths_of_pydensecrf_are_x_y():
         image,
         probs,
         w1=4,
-        sigma_alpha=jnp.array([10.0, 40.0]),
-        sigma_beta=jnp.array([9.0, 10.0, 11.0]),
+        sigma_alpha=(10.0, 40.0),
+        sigma_beta=(9.0, 10.0, 11.0),
         w2=3,
         sigma_gamma=(2.0, 5.0),
         method="exact",
@@ -164,22 +203,6 @@ def test_wrong_calls_of_pydensecrf_are_refused():
         net.addPairwiseBilateral(3, 3, np.zeros((30, 20, 3), np.uint8), 1)
     with pytest.raises(ValueError, match="compat"):
         net.addPairwiseGaussian(3, np.ones(3))
-
-
-@pytest.fixture(params=crf.METHODS)
-def method(request, monkeypatch):
-    """Each method; "fast" with its shortcuts, which these small images would not get."""
-    monkeypatch.setattr(inference, "SMALL", 0)
-    return request.param
-
-
-def scene(height=24, width=33, classes=4, seed=0):
-    rng = np.random.default_rng(seed)
-    image = np.full((height, width, 3), 40, np.uint8)
-    image[:, width // 2 :] = (200, 120, 60)
-    image += rng.integers(0, 9, image.shape).astype(np.uint8)
-    probs = rng.dirichlet(np.ones(classes), (height, width)).astype(np.float32)
-    return image, probs
 
 
 def test_padding_and_batches_change_nothing(method):
@@ -273,3 +296,7 @@ def test_wrong_calls_are_refused():
         crf.mean_field(image, probs, method="lattice")
     with pytest.raises(ValueError, match=r"takes \[H, W, 3\], \[H, W, C\]"):
         crf.mean_field(image[:5], probs)
+    with pytest.raises(ValueError, match="mask"):
+        crf.mean_field(image, probs, mask=np.ones(probs.shape[1::-1], bool))
+    with pytest.raises(ValueError, match="compatibility"):
+        crf.mean_field(image, probs, compatibility=np.eye(3))

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from deeplab_jax import ops, optim
+from deeplab_jax import crf, ops, optim
 from deeplab_jax.data.balance import CLASS_WEIGHTS
 from deeplab_jax.errors import ConfigError, did_you_mean
 from deeplab_jax.runtime import finite
@@ -33,7 +33,10 @@ AT_LEAST_1 = (
     "eval.batch_size",
     "data.bootstrap_copies",
     "optim.learning_rate_decay_step",
+    "crf.iterations",
+    "tune_crf.images",
 )
+ABOVE_0 = ("crf.sigma_alpha", "crf.sigma_beta", "crf.sigma_gamma")
 BELOW_1 = ("loss.label_smoothing", "optim.momentum", "train.ema_decay")
 
 
@@ -116,6 +119,15 @@ def check(config: Mapping[str, Any]) -> None:
     for key in AT_LEAST_1:
         if values[key] < 1:
             raise ConfigError(f"{key}={values[key]}: must be at least 1")
+    for key in ABOVE_0:
+        if not values[key] > 0:
+            raise ConfigError(f"{key}={values[key]}: must be above 0")
+    if values["crf.method"] not in (None, *crf.METHODS):
+        raise ConfigError(f"crf.method={values['crf.method']}: takes {', '.join(crf.METHODS)}")
+    for key in ("tune_crf.w1", "tune_crf.sigma_alpha", "tune_crf.sigma_beta"):
+        axis = values[key]
+        if not (isinstance(axis, tuple) and axis and list(axis) == sorted(set(axis))):
+            raise ConfigError(f"{key}={axis}: takes rising values, for instance '(3.0, 4.0)'")
     for key in BELOW_1:
         if values[key] is not None and not 0 <= values[key] < 1:
             raise ConfigError(f"{key}={values[key]}: takes 0 up to, not including, 1")

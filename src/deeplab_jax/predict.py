@@ -212,7 +212,7 @@ def predict(
         "eval_scales": eval_scales,
         "add_flipped_images": add_flipped_images,
     }
-    if crf:
+    if crf is not None and crf is not False:
         probs = probability_maps(module, variables, padded[None], **options)
         return refine(padded, probs[0], (height, width), crf)
     return np.asarray(label_maps(module, variables, padded[None], **options)[0, :height, :width])

@@ -24,9 +24,11 @@ class Term(NamedTuple):
 
 
 class DenseCRF2D:
-    """pydensecrf.densecrf.DenseCRF2D, of our mean field.
+    """The calls of pydensecrf.densecrf.DenseCRF2D that set up and run, of our mean field.
 
     As there, sizes are (width, height) and widths of kernels (x, y); energies are [C, H * W].
+
+    `kernel` is accepted and makes no difference: widths are those of the axes.
 
     Args:
       width, height: of the image, px.
@@ -43,7 +45,7 @@ class DenseCRF2D:
         expected = (self.classes, self.size[0] * self.size[1])
         if np.shape(energy) != expected:
             raise ValueError(f"unary energy {np.shape(energy)}: takes (labels, pixels) {expected}")
-        self.unary = np.asarray(energy, np.float32)
+        self.unary = np.array(energy, np.float32)
 
     def addPairwiseGaussian(
         self, sxy, compat, kernel=DIAG_KERNEL, normalization=NORMALIZE_SYMMETRIC
@@ -58,7 +60,7 @@ class DenseCRF2D:
         if np.shape(rgbim) != (*self.size, 3):
             raise ValueError(f"rgbim {np.shape(rgbim)}: takes (height, width, 3) {(*self.size, 3)}")
         term = Term(_widths(sxy, 2)[::-1], _widths(srgb, 3), normalization)
-        self._add(term, compat, np.asarray(rgbim))
+        self._add(term, compat, np.array(rgbim))
 
     def inference(self, n_iterations: int) -> np.ndarray:
         """Probabilities [C, H * W] float32 after so many iterations.
@@ -74,7 +76,7 @@ class DenseCRF2D:
         return np.asarray(q)
 
     def _add(self, term: Term, compat, image) -> None:
-        compat = np.asarray(compat, np.float32)
+        compat = np.array(compat, np.float32)
         shapes = ((), (self.classes,), (self.classes, self.classes))
         if compat.shape not in shapes:
             raise ValueError(f"compat {compat.shape}: takes one of {shapes}")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deeplab_jax.crf import kernels
 from deeplab_jax.crf.kernels import (
     Keys,
     Potential,
@@ -30,10 +31,12 @@ from deeplab_jax.crf.kernels import (
 )
 
 CELL, TILE, SUBTILE = 64, 32, 16  # px
-# Shares of the pixels that may be in doubt: the least that holds all who are, else the last.
+# Shares of the pixels that may be in doubt: the least that holds all who are. If none does, all
+# pixels go on by ears.
 LEVELS = (1 / 12, 1 / 6, 1 / 3)
 DOUBT = 0.01  # of a pixel's most likely class
 BLOCK = 64  # listeners that share the keys near them
+COARSE_ENOUGH = 2.5  # px of sigma_gamma
 
 
 class Effort(NamedTuple):
@@ -105,7 +108,16 @@ def padded(x):
 
 
 def smoothness(height: int, width: int, sigma) -> Filter:
-    """K2 among squares of 2 x 2 px, read between their centres in lines."""
+    """K2; a wide one among squares of 2 x 2 px, read between their centres in lines."""
+    if isinstance(sigma, jax.core.Tracer) or np.asarray(sigma).min() < COARSE_ENOUGH:
+        of_pixel = np.arange(height * width, dtype=np.int32)
+        hear = kernels.smoothness(height, width, sigma)
+
+        def closely(listeners: Listeners):
+            ear = jnp.minimum(listeners.pixel, height * width - 1)
+            return lambda sent: hear(sent)[ear], 0.0
+
+        return Filter(jnp.asarray(of_pixel), height * width, hear, of_pixel, 0.0, closely)
     down, across = height // 2, width // 2
     square = jnp.arange(height)[:, None] // 2 * across + jnp.arange(width) // 2
     square = square.reshape(-1).astype(jnp.int32)
@@ -271,14 +283,17 @@ def infer(logits, potentials: Sequence[Potential], mask, iterations: int, every:
 
     doubt = jnp.where(mask.reshape(-1), 1 - lax.stop_gradient(q).max(axis=1), 0)
     limits = [int(part * len(q)) for part in LEVELS]
-    level = sum((jnp.sum(doubt > DOUBT) > limit).astype(jnp.int32) for limit in limits[:-1])
+    level = sum((jnp.sum(doubt > DOUBT) > limit).astype(jnp.int32) for limit in limits)
 
-    def rest(limit, q):
+    def of_some(limit, q):
         listeners = in_doubt(doubt, limit, mask.shape)
         return _own(logits, q, potentials, scales, present, listeners, iterations - settling, every)
 
-    q, all_q = lax.switch(level, [partial(rest, limit) for limit in limits], q)
-    return jnp.concatenate([found, all_q]) if every else q
+    def of_all(q):
+        return lax.scan(iteration, q, length=iterations - settling)
+
+    q, rest = lax.switch(level, [*(partial(of_some, limit) for limit in limits), of_all], q)
+    return jnp.concatenate([found, rest]) if every else q
 
 
 def _own(logits, q, potentials, scales, present, listeners: Listeners, iterations, every):
@@ -304,9 +319,9 @@ def _own(logits, q, potentials, scales, present, listeners: Listeners, iteration
     def place(mine):
         return q.at[pixel].set(mine, mode="drop")
 
-    everything = jax.vmap(place)(all_mine) if every else None
-    q = place(mine)
-    return jnp.where(settled == 1, update(logits, q, potentials, scales), q), everything
+    last = place(mine)
+    last = jnp.where(settled == 1, update(logits, last, potentials, scales), last)
+    return last, jax.vmap(place)(all_mine).at[-1].set(last) if every else None
 
 
 class _Own:

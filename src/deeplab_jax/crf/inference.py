@@ -61,11 +61,15 @@ def mean_field(
     Raises:
       ValueError: for an unknown method, or shapes that do not belong together.
     """
-    height, width, _ = probs.shape
+    height, width, classes = probs.shape
     if image.shape != (height, width, 3):
         raise ValueError(f"image {image.shape} and probs {probs.shape}: takes [H, W, 3], [H, W, C]")
     if mask is None:
         mask = jnp.ones((height, width), bool)
+    if mask.shape != (height, width):
+        raise ValueError(f"mask {mask.shape} for an image of {(height, width)}")
+    if compatibility is not None and np.shape(compatibility) != (classes, classes):
+        raise ValueError(f"compatibility {np.shape(compatibility)} for {classes} classes")
 
     of_image = Kernels(mask, method or METHODS[0], tile, modes, memory)
     weighted = (
@@ -73,6 +77,13 @@ def mean_field(
         (of_image.smoothness(sigma_gamma), w2),
     )
     return of_image.mean_field(probs, weighted, iterations, compatibility, every)
+
+
+def is_wide(sigma_beta) -> bool:
+    """Whether coarser modes do. A traced width is taken for a narrow one."""
+    return not isinstance(sigma_beta, jax.core.Tracer) and bool(
+        np.asarray(sigma_beta).min() >= WIDE
+    )
 
 
 class Kernels:
@@ -92,11 +103,10 @@ class Kernels:
         of = fast if self.method == "fast" else kernels
         return of.smoothness(*self.mask.shape, sigma)
 
-    def appearance(self, image, sigma_alpha, sigma_beta):
-        """K1 of an image [H, W, 3]."""
+    def appearance(self, image, sigma_alpha, sigma_beta, wide: bool | None = None):
+        """K1 of an image [H, W, 3]; `wide`, what `is_wide` says, where sigma_beta is traced."""
         points = kernels.scaled_points(image, sigma_alpha, sigma_beta)
-        # A traced width is taken for a narrow one: finer modes are never wrong.
-        wide = not isinstance(sigma_beta, jax.core.Tracer) and np.asarray(sigma_beta).min() >= WIDE
+        wide = is_wide(sigma_beta) if wide is None else wide
         if self.method == "fast":
             return fast.appearance(fast.padded(points), self.mask, wide, self.memory)
         flat = points.reshape(-1, 5)

@@ -76,6 +76,7 @@ def scaled_points(image, sigma_alpha, sigma_beta):
     """[H, W, 3] → [H, W, 5]: (y, x) / sigma_alpha and colours / sigma_beta."""
     height, width, _ = image.shape
     y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    sigma_alpha, sigma_beta = (jnp.asarray(s, jnp.float32) for s in (sigma_alpha, sigma_beta))
     place = jnp.stack([y, x], axis=-1).astype(jnp.float32) / sigma_alpha
     colour = image.astype(jnp.float32) / sigma_beta
     return jnp.concatenate([place, colour], axis=-1)
