@@ -130,7 +130,7 @@ def evaluate(
                 if seen in shown:
                     rows.append(_row(example["image"], truth, preds, labels, ignore_label))
                     if crf:
-                        beliefs.append(_beliefs(image, given, truth, crf, labels, ignore_label))
+                        beliefs.append(_beliefs(image, given, truth.shape, crf, labels))
                 seen += 1
             progress.advance(len(examples))
     subset = config["eval"]["class_subset"]
@@ -147,15 +147,12 @@ def _row(image, truth, preds, labels: Labels, ignore_label: int) -> list[np.ndar
     return [pictures.fit(x, 320) for x in (image, truth, *(labels.palette[p] for p in preds))]
 
 
-def _beliefs(image, probs, truth, crf, labels: Labels, ignore_label: int) -> list[np.ndarray]:
-    """One class's probability as the mean field goes on ([V2] Fig. 5), that of the largest object.
-
-    Class 0 stands back, as most sets' background.
-    """
-    height, width = truth.shape
-    pixels = np.bincount(truth[truth != ignore_label].ravel(), minlength=2).astype(int)
-    chosen = int(pixels[1:].argmax()) + 1 if pixels[1:].any() else 0
-    maps = refine(image, probs, truth.shape, crf, beliefs=True)[..., chosen]
+def _beliefs(image, probs, size, crf, labels: Labels) -> list[np.ndarray]:
+    """The probability of the likeliest class but 0, as the mean field goes on ([V2] Fig. 5)."""
+    height, width = size
+    mass = probs[:height, :width].sum(axis=(0, 1))
+    chosen = 1 + int(mass[1:].argmax()) if len(mass) > 1 else 0
+    maps = refine(image, probs, size, crf, beliefs=True)[..., chosen]
     maps = [probs[:height, :width, chosen], *(maps[i - 1] for i in belief_iterations(crf))]
     shades = [np.repeat((255 * m + 0.5).astype(np.uint8)[..., None], 3, axis=2) for m in maps]
     first = pictures.fit(image[:height, :width, :3].astype(np.uint8), 320)
