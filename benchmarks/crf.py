@@ -122,7 +122,7 @@ def main() -> None:
                     for method in args.methods
                 ]
                 entrants.append(Contender("pydensecrf", contenders.pydensecrf, options))
-                results = contest.contest(entrants, rounds=args.rounds)
+                results = contest.contest(entrants, rounds=args.rounds, seconds=3.0)
                 raw.append({"case": case} | results)
                 peer = results["pydensecrf"].get("median_ms")
                 for method, found in results.items():
