@@ -206,9 +206,10 @@ def test_wrong_calls_of_pydensecrf_are_refused():
 
 
 def test_padding_and_batches_change_nothing(method):
-    small, large = scene(20, 24), scene(32, 40, seed=1)
-    images, probs = np.zeros((2, 32, 40, 3), np.uint8), np.full((2, 32, 40, 4), 0.25, np.float32)
-    mask = np.zeros((2, 32, 40), bool)
+    # "fast" cuts both into cells of 40 x 36 px.
+    small, large = scene(40, 36), scene(80, 72, seed=1)
+    images, probs = np.zeros((2, 80, 72, 3), np.uint8), np.full((2, 80, 72, 4), 0.25, np.float32)
+    mask = np.zeros((2, 80, 72), bool)
     for i, (image, p) in enumerate((small, large)):
         height, width = image.shape[:2]
         images[i, :height, :width], probs[i, :height, :width] = image, p

@@ -1,10 +1,11 @@
 """Mean field for CPUs: modes send, modes listen, and the pixels still in doubt listen themselves.
 
-At first the pixels of one mode in a tile of 16 px, an ear, hear the same. After two to four
-iterations most of an image's pixels are settled: what they send hardly changes any more. From there
-on only those in doubt are updated, each hearing at its own place, and the settled follow once more
-at the end. Keys near a listener are modes of tiles of 32 px; those of each cell of 64 px farther
-away are gathered once more, into coarse ones.
+An image is cut into cells of about 64 px, each of 2 x 2 tiles, each of 2 x 2 subtiles. At first the
+pixels of one mode in a subtile, an ear, hear the same. After two to four iterations most of an
+image's pixels are settled: what they send hardly changes any more. From there on only those in
+doubt are updated, each hearing at its own place, and the settled follow once more at the end; where
+many stay in doubt, that is left to the last iterations. Keys near a listener are modes of tiles; those of each cell farther away are gathered once more, into
+coarse ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +31,10 @@ from deeplab_jax.crf.kernels import (
     update,
 )
 
-CELL, TILE, SUBTILE = 64, 32, 16  # px
-# Shares of the pixels that may be in doubt: the least that holds all who are. If none does, all
-# pixels go on by ears.
-LEVELS = (1 / 12, 1 / 6, 1 / 3)
+LARGEST = 68  # px, the side of a cell
+# Shares of the pixels that may be in doubt: the least that holds all who are. Where none does, all
+# pixels go on by ears until the last iterations, and then those of most doubt listen.
+LEVELS, LAST = (1 / 12, 1 / 6), 3
 DOUBT = 0.01  # of a pixel's most likely class
 BLOCK = 64  # listeners that share the keys near them
 COARSE_ENOUGH = 2.5  # px of sigma_gamma
@@ -99,9 +100,15 @@ class Filter(NamedTuple):
         return self.hear(self.send(values))[self.ear] + self.itself * values
 
 
+def cell(size: tuple[int, int]) -> tuple[int, int]:
+    """Sides of an image's cells in px: the fewest that cover it, so that little is padded."""
+    return tuple(4 * -(-n // (4 * -(-n // LARGEST))) for n in size)
+
+
 def padded(x):
-    """[H, W, ...] with sides that are multiples of a cell."""
-    return jnp.pad(x, [(0, -n % CELL) for n in x.shape[:2]] + [(0, 0)] * (x.ndim - 2))
+    """[H, W, ...] with sides that are multiples of a cell: `cell` of those is the same."""
+    pads = [(0, -n % side) for n, side in zip(x.shape, cell(x.shape[:2]))]
+    return jnp.pad(x, pads + [(0, 0)] * (x.ndim - 2))
 
 
 # --- kernels -------------------------------------------------------------------------------------
@@ -164,9 +171,10 @@ def appearance(points, mask, wide: bool, memory: float) -> Filter:
     """K1 between points [H, W, 5]; H and W are multiples of a cell."""
     effort = WIDE if wide else NARROW
     height, width, _ = points.shape
-    down, across = height // CELL, width // CELL
+    side = cell((height, width))
+    down, across = height // side[0], width // side[1]
     windows = (down + 1) * (across + 1)
-    keys = mode_keys(points, mask, TILE, effort.keys, thin=4, steps=1)
+    keys = mode_keys(points, mask, (side[0] // 2, side[1] // 2), effort.keys, thin=4, steps=1)
     flat = points.reshape(-1, 5)
 
     # Keys near a window, of a cell's size but half a cell off: those of the four cells it meets.
@@ -187,8 +195,11 @@ def appearance(points, mask, wide: bool, memory: float) -> Filter:
 
     parents, parent = _coarser(keys, down, across, effort.coarse)
     count = len(parents.mean)
-    cell = jnp.arange(down * across) // across, jnp.arange(down * across) % across
-    met = [(c >= w[:, None] - 1) & (c <= w[:, None]) for c, w in zip(cell, corner)]
+    number = jnp.arange(down * across)
+    met = [
+        (c >= w[:, None] - 1) & (c <= w[:, None])
+        for c, w in zip((number // across, number % across), corner)
+    ]
     apart = jnp.where(met[0] & met[1], 0.0, 1.0)  # [windows, cells]
     apart = jnp.repeat(apart, effort.coarse, axis=1)
 
@@ -231,8 +242,8 @@ def appearance(points, mask, wide: bool, memory: float) -> Filter:
         hear = listener(places.reshape(-1, BLOCK, 5), listeners.window)
         return hear, 1 - heard_of_itself(places, keys._replace(of=keys.of[pixel]))
 
-    ears = mode_keys(points, mask, SUBTILE, effort.ears, steps=0)
-    by_tile = np.arange(len(ears.mean)).reshape(2 * down, 2, 2 * across, 2 * effort.ears)
+    ears = mode_keys(points, mask, (side[0] // 4, side[1] // 4), effort.ears, steps=0)
+    by_tile = np.arange(len(ears.mean)).reshape(2 * down, 2, 2 * across, -1)
     by_tile = by_tile.swapaxes(1, 2).reshape(4 * down * across, -1)
     back = np.argsort(by_tile.reshape(-1))
     tile_y, tile_x = np.divmod(np.arange(len(by_tile)), 2 * across)
@@ -281,18 +292,24 @@ def infer(logits, potentials: Sequence[Potential], mask, iterations: int, every:
     if settling == iterations:
         return found if every else q
 
-    doubt = jnp.where(mask.reshape(-1), 1 - lax.stop_gradient(q).max(axis=1), 0)
     limits = [int(part * len(q)) for part in LEVELS]
-    level = sum((jnp.sum(doubt > DOUBT) > limit).astype(jnp.int32) for limit in limits)
 
-    def of_some(limit, q):
-        listeners = in_doubt(doubt, limit, mask.shape)
-        return _own(logits, q, potentials, scales, present, listeners, iterations - settling, every)
+    def doubt(q):
+        return jnp.where(mask.reshape(-1), 1 - lax.stop_gradient(q).max(axis=1), 0)
 
-    def of_all(q):
-        return lax.scan(iteration, q, length=iterations - settling)
+    def of_some(limit, rest, q):
+        listeners = in_doubt(doubt(q), limit, mask.shape)
+        return _own(logits, q, potentials, scales, present, listeners, rest, every)
 
-    q, rest = lax.switch(level, [*(partial(of_some, limit) for limit in limits), of_all], q)
+    def of_most(q):
+        longer = max(iterations - settling - LAST, 0)
+        q, by_ears = lax.scan(iteration, q, length=longer)
+        q, closely = of_some(limits[-1], iterations - settling - longer, q)
+        return q, jnp.concatenate([by_ears, closely]) if every else None
+
+    level = sum((jnp.sum(doubt(q) > DOUBT) > limit).astype(jnp.int32) for limit in limits)
+    some = [partial(of_some, limit, iterations - settling) for limit in limits]
+    q, rest = lax.switch(level, [*some, of_most], q)
     return jnp.concatenate([found, rest]) if every else q
 
 
@@ -342,16 +359,16 @@ class _Own:
 
 def in_doubt(doubt, limit: int, size: tuple[int, int]) -> Listeners:
     """At most `limit` of the pixels [N], those of most doubt, window by window."""
-    height, width = size
+    (height, width), side = size, cell(size)
     # The least doubt of those chosen, in steps of 1/1024: sorting takes ten times as long.
     step = jnp.clip((1024 * doubt).astype(jnp.int32), 0, 1023)
     at_least = jnp.cumsum(jnp.bincount(step, length=1024)[::-1])[::-1]
     chosen = step >= jnp.maximum(jnp.argmax(at_least <= limit), int(1024 * DOUBT))
 
-    across = width // CELL
-    windows = (height // CELL + 1) * (across + 1)
-    y, x = np.mgrid[:height, :width] // TILE
-    window = _window(y, x, across).reshape(-1)
+    across = width // side[1]
+    windows = (height // side[0] + 1) * (across + 1)
+    y, x = np.mgrid[:height, :width]
+    window = _window(y // (side[0] // 2), x // (side[1] // 2), across).reshape(-1)
     order = np.argsort(window, kind="stable")
     chosen, window = chosen[order], window[order]
     each = jax.ops.segment_sum(chosen.astype(jnp.int32), window, windows)

@@ -113,7 +113,8 @@ class Kernels:
         if self.method == "exact":
             return kernels.appearance(flat, kernels.pixel_keys(flat), self.memory)
         given = COARSE if wide else FINE
-        keys = kernels.mode_keys(points, self.mask, self.tile or given[0], self.modes or given[1])
+        tile = self.tile or given[0]
+        keys = kernels.mode_keys(points, self.mask, (tile, tile), self.modes or given[1])
         return kernels.appearance(flat, keys, self.memory)
 
     def mean_field(

@@ -126,32 +126,32 @@ def pixel_keys(points) -> Keys:
     return Keys(points, ones, ones[:, 0], ones[:, :1], jnp.arange(len(points), dtype=jnp.int32))
 
 
-def mode_keys(points, mask, tile: int, count: int, thin: int = 1, steps: int = LLOYD_STEPS) -> Keys:
-    """Clusters, `count` in each tile x tile px, of points [H, W, 5] inside mask [H, W].
+def mode_keys(points, mask, tile, count: int, thin: int = 1, steps: int = LLOYD_STEPS) -> Keys:
+    """Clusters, `count` in each tile, (height, width) px, of points [H, W, 5] inside mask [H, W].
 
     Keys are numbered tile by tile, row by row. The rest is `clusters`'.
     """
     height, width, _ = points.shape
-    down, across = -(-height // tile), -(-width // tile)
-    count = min(count, tile * tile)
+    down, across = -(-height // tile[0]), -(-width // tile[1])
+    count = min(count, tile[0] * tile[1])
     find = jax.vmap(partial(clusters, count=count, thin=thin, steps=steps))
     # Which pixels belong together has no gradient; what they then are has.
     of = find(lax.stop_gradient(_tiles(points, tile)), _tiles(mask, tile))
     of += count * jnp.arange(down * across, dtype=jnp.int32)[:, None]
-    of = of.reshape(down, across, tile, tile).swapaxes(1, 2)
-    of = of.reshape(down * tile, across * tile)[:height, :width].reshape(-1)
+    of = of.reshape(down, across, *tile).swapaxes(1, 2)
+    of = of.reshape(down * tile[0], across * tile[1])[:height, :width].reshape(-1)
     mass = mask.reshape(-1, 1).astype(jnp.float32)
     points = points.reshape(-1, 5)
     return gathered(points, jnp.zeros_like(points), mass, of, down * across * count)
 
 
-def _tiles(x, tile: int):
-    """[H, W, ...] → [tiles, tile * tile, ...], padded with zeros, tiles row by row."""
-    down, across = (-(-n // tile) for n in x.shape[:2])
-    pads = [(0, n * tile - size) for n, size in zip((down, across), x.shape)]
+def _tiles(x, tile):
+    """[H, W, ...] → [tiles, pixels of a tile, ...], padded with zeros, tiles row by row."""
+    pads = [(0, -n % side) for n, side in zip(x.shape, tile)]
     x = jnp.pad(x, pads + [(0, 0)] * (x.ndim - 2))
-    x = x.reshape(down, tile, across, tile, *x.shape[2:]).swapaxes(1, 2)
-    return x.reshape(down * across, tile * tile, *x.shape[4:])
+    down, across = (n // side for n, side in zip(x.shape, tile))
+    x = x.reshape(down, tile[0], across, tile[1], *x.shape[2:]).swapaxes(1, 2)
+    return x.reshape(down * across, tile[0] * tile[1], *x.shape[4:])
 
 
 def gathered(mean, variance, mass, of, count: int) -> Keys:
