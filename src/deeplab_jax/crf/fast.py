@@ -3,9 +3,9 @@
 An image is cut into cells of about 64 px, each of 2 x 2 tiles, each of 2 x 2 subtiles. At first the
 pixels of one mode in a subtile, an ear, hear the same. After two to four iterations most of an
 image's pixels are settled: what they send hardly changes any more. From there on only those in
-doubt are updated, each hearing at its own place, and the settled follow once more at the end; where
-many stay in doubt, that is left to the last iterations. Keys near a listener are modes of tiles; those of each cell farther away are gathered once more, into
-coarse ones.
+doubt are updated, each hearing at its own place, and the settled follow once more at the end. Where
+many stay in doubt, all go on by ears, and in the last iterations some listen. Keys near a listener
+are modes of tiles; those of each cell farther away are gathered once more, into coarse ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,11 +33,12 @@ from deeplab_jax.crf.kernels import (
 
 LARGEST = 68  # px, the side of a cell
 # Shares of the pixels that may be in doubt: the least that holds all who are. Where none does, all
-# pixels go on by ears until the last iterations, and then those of most doubt listen.
+# pixels go on by ears, and only in the last iterations do those of most doubt listen.
 LEVELS, LAST = (1 / 12, 1 / 6), 3
 DOUBT = 0.01  # of a pixel's most likely class
 BLOCK = 64  # listeners that share the keys near them
 COARSE_ENOUGH = 2.5  # px of sigma_gamma
+AT_ONCE = 2e6  # bytes of a kernel too large to be kept
 
 
 class Effort(NamedTuple):
@@ -167,8 +168,11 @@ def _doubled(x, axis: int):
     return jnp.stack(sides, axis + 1).reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
 
 
-def appearance(points, mask, wide: bool, memory: float) -> Filter:
-    """K1 between points [H, W, 5]; H and W are multiples of a cell."""
+def appearance(points, mask, wide: bool, memory: float, reach=None) -> Filter:
+    """K1 between points [H, W, 5]; H and W are multiples of a cell.
+
+    `reach`, (y, x) in px, is how far it is heard; None is everywhere.
+    """
     effort = WIDE if wide else NARROW
     height, width, _ = points.shape
     side = cell((height, width))
@@ -184,7 +188,7 @@ def appearance(points, mask, wide: bool, memory: float) -> Filter:
         2,
         constant_values=4 * down * across,
     )
-    corner = jnp.arange(windows) // (across + 1), jnp.arange(windows) % (across + 1)
+    corner = np.divmod(np.arange(windows), across + 1)
     rows, columns = (2 * c[:, None] + jnp.arange(4) for c in corner)
     near = tiles[rows[:, :, None], columns[:, None]].reshape(windows, 16)
 
@@ -193,46 +197,74 @@ def appearance(points, mask, wide: bool, memory: float) -> Filter:
         x = jnp.concatenate([x, jnp.zeros_like(x[:1])])[near[window]]
         return x.reshape(len(window), -1, *x.shape[3:])
 
+    # Far keys: those of all other cells around, as many in each direction as are within reach.
     parents, parent = _coarser(keys, down, across, effort.coarse)
-    count = len(parents.mean)
-    number = jnp.arange(down * across)
-    met = [
-        (c >= w[:, None] - 1) & (c <= w[:, None])
-        for c, w in zip((number // across, number % across), corner)
-    ]
-    apart = jnp.where(met[0] & met[1], 0.0, 1.0)  # [windows, cells]
-    apart = jnp.repeat(apart, effort.coarse, axis=1)
+    spans = [down, across]
+    if reach is not None:
+        spans = [min(n, 2 * int(np.ceil(r / s + 0.5))) for n, r, s in zip(spans, reach, side)]
+    first = [np.clip(c - n // 2, 0, m - n) for c, n, m in zip(corner, spans, (down, across))]
+    rows, columns = (f[:, None] + np.arange(n) for f, n in zip(first, spans))
+    met = [(x >= c[:, None] - 1) & (x <= c[:, None]) for x, c in zip((rows, columns), corner)]
+    around = (rows[:, :, None] * across + columns[:, None]).reshape(windows, -1)
+    apart = ~(met[0][:, :, None] & met[1][:, None]).reshape(windows, -1)
+    everywhere = spans == [down, across]  # then one product hears them all
+    count = around.shape[1] * effort.coarse
+
+    def of_far(x, window):
+        x = x.reshape(down * across, effort.coarse, *x.shape[1:])[jnp.asarray(around)[window]]
+        return x.reshape(len(window), -1, *x.shape[3:])
+
+    def heard_apart(window):  # [windows, count]
+        heard = jnp.asarray(apart, jnp.float32)[window]
+        return jnp.repeat(heard, effort.coarse, axis=-1)
 
     def listener(places, window):
         """Of places [blocks, n, 5] in windows [blocks]: sent by keys [M, C] → [blocks * n, C]."""
         blocks, size, _ = places.shape
 
         def seen(places, window):
-            """[blocks, 16 * keys, n] and [count, blocks * n]: keys first, as products like."""
-            near = Keys(*(of_near(x, window) for x in keys[:4]), None)
-            close = jax.vmap(kernel)(near, places)
-            far = kernel(parents, places.reshape(-1, 5)).reshape(-1, *places.shape[:2])
-            return close, (far * apart[window].T[:, :, None]).reshape(count, -1)
+            """[blocks, keys, n], and [count, blocks * n] of all: keys first, as products like."""
+            close = Keys(*(of_near(x, window) for x in keys[:4]), None)
+            if everywhere:
+                far = kernel(parents, places.reshape(-1, 5)).reshape(-1, *places.shape[:2])
+                far = (far * heard_apart(window).T[:, :, None]).reshape(count, -1)
+                return jax.vmap(kernel)(close, places), far
+            far = Keys(*(of_far(x, window) for x in parents[:4]), None)
+            far = far._replace(height=far.height * heard_apart(window))
+            both = (jnp.concatenate(pair, axis=1) for pair in zip(close[:4], far[:4]))
+            return jax.vmap(kernel)(Keys(*both, None), places), None
 
         def product(close, far, window, sent, sent_far):
-            heard = exactly(of_near(sent, window).swapaxes(1, 2), close)
-            heard = heard + exactly(sent_far.T, far).reshape(-1, len(window), size).swapaxes(0, 1)
-            return heard.swapaxes(1, 2).reshape(-1, sent.shape[1])
+            sent = of_near(sent, window)
+            if far is None:
+                sent = jnp.concatenate([sent, of_far(sent_far, window)], axis=1)
+            heard = exactly(sent.swapaxes(1, 2), close)
+            if far is not None:
+                far = exactly(sent_far.T, far).reshape(-1, len(window), size)
+                heard = heard + far.swapaxes(0, 1)
+            return heard.swapaxes(1, 2).reshape(-1, heard.shape[1])
 
-        whole = 4 * blocks * size * (16 * effort.keys + count) <= memory
+        of_block = 4 * size * (16 * effort.keys + count)  # bytes
+        whole = blocks * of_block <= memory
         cached = seen(places, window) if whole else None
 
         def hear(sent):
-            sent_far = jax.ops.segment_sum(sent, parent, count)
+            sent_far = jax.ops.segment_sum(sent, parent, len(parents.mean))
             if whole:
                 return product(*cached, window, sent, sent_far)
 
             @jax.checkpoint
-            def one(block):
-                at, where = block[0][None], block[1][None]
-                return product(*seen(at, where), where, sent, sent_far)
+            def some(part):
+                return product(*seen(*part), part[1], sent, sent_far)
 
-            return lax.map(one, (places, window)).reshape(blocks * size, -1)
+            each = max(1, min(blocks, int(AT_ONCE / of_block)))
+            pads = -blocks % each
+            parts = (
+                jnp.pad(places, ((0, pads), (0, 0), (0, 0))).reshape(-1, each, size, 5),
+                jnp.pad(window, (0, pads)).reshape(-1, each),
+            )
+            heard = lax.map(some, parts)
+            return heard.reshape(-1, heard.shape[-1])[: blocks * size]
 
         return hear
 
@@ -294,67 +326,98 @@ def infer(logits, potentials: Sequence[Potential], mask, iterations: int, every:
 
     limits = [int(part * len(q)) for part in LEVELS]
 
+    def listening(limit, q):
+        listeners = in_doubt(doubt(q), limit, mask.shape)
+        return _Listening(logits, potentials, scales, present, listeners)
+
     def doubt(q):
         return jnp.where(mask.reshape(-1), 1 - lax.stop_gradient(q).max(axis=1), 0)
 
-    def of_some(limit, rest, q):
-        listeners = in_doubt(doubt(q), limit, mask.shape)
-        return _own(logits, q, potentials, scales, present, listeners, rest, every)
+    def of_some(limit, q):
+        return listening(limit, q).alone(q, iterations - settling, every)
 
-    def of_most(q):
-        longer = max(iterations - settling - LAST, 0)
-        q, by_ears = lax.scan(iteration, q, length=longer)
-        q, closely = of_some(limits[-1], iterations - settling - longer, q)
+    def of_all(q):
+        last = min(LAST, iterations - settling)
+        q, by_ears = lax.scan(iteration, q, length=iterations - settling - last)
+        some = listening(limits[-1], q)
+
+        def closer(q, _):
+            q = some.among_all(q)
+            return q, q if every else None
+
+        q, closely = lax.scan(closer, q, length=last)
         return q, jnp.concatenate([by_ears, closely]) if every else None
 
     level = sum((jnp.sum(doubt(q) > DOUBT) > limit).astype(jnp.int32) for limit in limits)
-    some = [partial(of_some, limit, iterations - settling) for limit in limits]
-    q, rest = lax.switch(level, [*some, of_most], q)
+    q, rest = lax.switch(level, [*(partial(of_some, limit) for limit in limits), of_all], q)
     return jnp.concatenate([found, rest]) if every else q
 
 
-def _own(logits, q, potentials, scales, present, listeners: Listeners, iterations, every):
-    """The further iterations, of the listeners alone, and a last one of all others."""
-    pixel, there = listeners.pixel, (listeners.pixel < len(q))[:, None]
+class _Listening:
+    """Iterations in which some pixels listen themselves."""
 
-    def at(x):
-        return x.at[pixel].get(mode="clip")
+    def __init__(self, logits, potentials, scales, present, listeners: Listeners):
+        self.logits, self.potentials, self.listeners = logits, potentials, listeners
+        here = (listeners.pixel < len(logits)).astype(jnp.float32)[:, None]
+        self.own_logits = self.at(logits)
+        self.own, self.scales = [], []
+        for potential, (before, after) in zip(potentials, scales):
+            one = _Own(potential, listeners, present, self.at(present) * here)
+            self.own.append(one)
+            self.scales.append((self.place(before, one.before), after))
 
-    settled = jnp.ones((len(q), 1)).at[pixel].set(0, mode="drop")
-    own_logits, own_present = at(logits), at(present) * there.astype(jnp.float32)
-    own = []
-    for potential, (before, _) in zip(potentials, scales):
-        others = potential.kernel.send(settled * before * q)
-        own.append(_Own(potential, listeners, others, present, own_present))
+    def at(self, x):
+        return x.at[self.listeners.pixel].get(mode="clip")
 
-    def iteration(mine, _):
-        mine = jax.nn.softmax(own_logits + sum(one.lend(mine) for one in own))
-        return mine, mine if every else None
+    def place(self, x, mine):
+        return x.at[self.listeners.pixel].set(mine, mode="drop")
 
-    mine, all_mine = lax.scan(iteration, at(q), length=iterations)
+    def sent(self, q):
+        """By the keys, to each potential."""
+        return [p.kernel.send(before * q) for p, (before, _) in zip(self.potentials, self.scales)]
 
-    def place(mine):
-        return q.at[pixel].set(mine, mode="drop")
+    def mean(self, mine, sent):
+        """The listeners' next Q."""
+        heard = (one.lend(mine, from_keys) for one, from_keys in zip(self.own, sent))
+        return jax.nn.softmax(self.own_logits + sum(heard))
 
-    last = place(mine)
-    last = jnp.where(settled == 1, update(logits, last, potentials, scales), last)
-    return last, jax.vmap(place)(all_mine).at[-1].set(last) if every else None
+    def among_all(self, q):
+        """Q [N, C] after an iteration; all others hear by ears."""
+        mine = self.mean(self.at(q), self.sent(q))
+        return self.place(update(self.logits, q, self.potentials, self.scales), mine)
+
+    def alone(self, q, iterations: int, every: bool):
+        """Q after iterations of the listeners, while all others stay, and a last one of those."""
+        settled = self.place(jnp.ones((len(q), 1)), 0)
+        others = self.sent(settled * q)
+
+        def iteration(mine, _):
+            back = (one.send(mine) for one in self.own)
+            mine = self.mean(mine, [a + b for a, b in zip(others, back)])
+            return mine, mine if every else None
+
+        mine, all_mine = lax.scan(iteration, self.at(q), length=iterations)
+        last = self.place(q, mine)
+        followed = update(self.logits, last, self.potentials, self.scales)
+        last = jnp.where(settled == 1, followed, last)
+        return last, jax.vmap(partial(self.place, q))(all_mine).at[-1].set(last) if every else None
 
 
 class _Own:
-    """A potential at listeners: what all others send stays."""
+    """A potential at listeners."""
 
-    def __init__(self, potential: Potential, listeners: Listeners, others, present, own_present):
+    def __init__(self, potential: Potential, listeners: Listeners, present, own_present):
         self.hear, self.itself = potential.kernel.closely(listeners)
         self.of = potential.kernel.of.at[listeners.pixel].get(mode="clip")
-        self.others, self.potential = others, potential
+        self.potential = potential
         degree = self.hear(potential.kernel.send(present)) + self.itself
         self.before, self.after = norms(potential, degree, own_present)
 
-    def lend(self, q):
-        sent = self.before * q
-        together = self.others + jax.ops.segment_sum(sent, self.of, len(self.others))
-        return self.potential.lend(self.after * (self.hear(together) + self.itself * sent))
+    def send(self, q):
+        return jax.ops.segment_sum(self.before * q, self.of, self.potential.kernel.count)
+
+    def lend(self, q, sent):
+        return self.potential.lend(self.after * (self.hear(sent) + self.itself * self.before * q))
 
 
 def in_doubt(doubt, limit: int, size: tuple[int, int]) -> Listeners:

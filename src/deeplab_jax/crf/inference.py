@@ -13,6 +13,7 @@ from deeplab_jax.crf import fast, kernels
 METHODS = ("modes", "exact", "fast")
 # sigma_beta from which colours are blurred so far that coarser modes do; (px, modes) of a tile.
 WIDE, COARSE, FINE = 8.0, (32, 128), (16, 64)
+REACH = 3.0  # sigma_alpha, beyond which "fast" hears nothing
 SMALL = 2**15  # pixels of an image that "fast" takes no shortcuts in
 _TINY = 1e-20
 
@@ -32,7 +33,7 @@ def mean_field(
     mask: jax.Array | None = None,
     tile: int | None = None,
     modes: int | None = None,
-    memory: float = 2e9,
+    memory: float = 4e9,
     every: bool = False,
 ) -> jax.Array:
     """Probabilities [H, W, C] → those of the fully connected CRF, [H, W, C] float32.
@@ -90,7 +91,7 @@ class Kernels:
     """The kernels of one image by one method, and mean field with them; arguments and errors as
     `mean_field`'s."""
 
-    def __init__(self, mask, method: str, tile=None, modes=None, memory: float = 2e9):
+    def __init__(self, mask, method: str, tile=None, modes=None, memory: float = 4e9):
         if method not in METHODS:
             raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
         if method == "fast" and mask.size <= SMALL:  # each mode matters more there
@@ -108,7 +109,10 @@ class Kernels:
         points = kernels.scaled_points(image, sigma_alpha, sigma_beta)
         wide = is_wide(sigma_beta) if wide is None else wide
         if self.method == "fast":
-            return fast.appearance(fast.padded(points), self.mask, wide, self.memory)
+            reach = None
+            if not isinstance(sigma_alpha, jax.core.Tracer):
+                reach = np.broadcast_to(REACH * np.asarray(sigma_alpha), (2,))
+            return fast.appearance(fast.padded(points), self.mask, wide, self.memory, reach)
         flat = points.reshape(-1, 5)
         if self.method == "exact":
             return kernels.appearance(flat, kernels.pixel_keys(flat), self.memory)
