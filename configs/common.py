@@ -54,6 +54,9 @@ def base() -> ConfigDict:
     model.fuse_upsampled = False
     model.batch_norm_decay = placeholder(float)  # None: the official code's
     model.batch_norm_epsilon = placeholder(float)
+    # Further label maps, for instance {"geometry": 3}: labels for it are "label_geometry".
+    model.heads = FieldReference(None, field_type=object)
+    model.channel_groups = placeholder(tuple)  # (3, 1): late fusion of RGB and depth
     model.remat = False  # compute activations again in the backward pass: less memory, more time
     model.dtype = "float32"  # "bfloat16": mixed precision
 
@@ -92,6 +95,7 @@ def base() -> ConfigDict:
     loss.class_weights = FieldReference(None, field_type=object)
     loss.top_k_percent_pixels = 1.0  # below 1 only this share counts, the hardest pixels
     loss.hard_example_mining_step = 0  # steps until that share is reached, in a line from 1
+    loss.sample_probability = 1.0  # below 1 each cell of the logits counts by chance
     loss.auxiliary_weight = 0.4  # of an output called "auxiliary"
 
     optim = config.optim = ConfigDict()

@@ -160,6 +160,9 @@ def _check_loss(values: Mapping[str, Any], classes: int) -> None:
             f"loss.class_weights={weights!r}: takes None, {classes} numbers of at least 0 "
             f"(model.num_classes of them), or one of {', '.join(CLASS_WEIGHTS)}"
         )
+    chance = values["loss.sample_probability"]
+    if not 0 < chance <= 1:
+        raise ConfigError(f"loss.sample_probability={chance}: above 0 and at most 1")
     share = values["loss.top_k_percent_pixels"]
     if not 0 < share <= 1:
         raise ConfigError(f"loss.top_k_percent_pixels={share}: a share, above 0 and at most 1")

@@ -87,10 +87,11 @@ def count_scales(
     flips: bool = False,
     convention: str = "exact",
     align_corners: bool = True,
+    channels: int = 3,
 ) -> int:
     """Multiply-adds of an image seen at several scales, and mirrored at each with `flips`."""
     sizes = [ops.scaled_size(size, scale, align_corners) for scale in scales]
-    total = sum(count(module, at, convention)["multiply_adds"] for at in sizes)
+    total = sum(count(module, at, convention, channels)["multiply_adds"] for at in sizes)
     return total * (2 if flips else 1)
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +61,8 @@ class Evaluation(NamedTuple):
     """What `evaluate` found.
 
     Attributes:
-      figures: JSON-able. With `eval.crf` those after it, and "before_crf", those before.
+      figures: JSON-able. With `eval.crf` those after it, and "before_crf", those before. Of a head
+        NAME "mean_iou_NAME" and "pixel_accuracy_NAME".
       tally: counts behind them.
       rows: [image, truth, prediction] pictures, with the CRF also what it was given.
       beliefs: with the CRF, pictures of an image and of one class's probability in it, before and
@@ -101,6 +103,8 @@ def evaluate(
     batch_size = -(-config["eval"]["batch_size"] // mesh.size) * mesh.size
     channels = source[0]["image"].shape[-1]
     crf = config["crf"] if config["eval"]["crf"] else None
+    heads = dict(config["model"]["heads"] or {})
+    of_heads = {name: Tally(classes, ignore_label) for name, classes in heads.items()}
     tallies = [Tally(num_classes, ignore_label, trimap_widths) for _ in range(2 if crf else 1)]
     shown = set(np.linspace(0, len(source) - 1, panels).astype(int).tolist()) if panels else set()
     rows, beliefs, seen = [], [], 0
@@ -111,7 +115,8 @@ def evaluate(
             normalization(data["normalization"], channels)[0],
             batch_size,
         ):
-            answer = (probability_maps if crf else label_maps)(
+            see = partial(
+                probability_maps if crf else label_maps,
                 module,
                 variables,
                 runtime.shard_batch(images, mesh),
@@ -120,6 +125,12 @@ def evaluate(
                 eval_scales=config["eval"]["eval_scales"],
                 add_flipped_images=config["eval"]["add_flipped_images"],
             )
+            answer = see()
+            for name, tally in of_heads.items():  # a pass a head
+                for given, example in zip(np.asarray(see(head=name)), examples):
+                    truth = example[f"label_{name}"]
+                    given = given[: truth.shape[0], : truth.shape[1]]
+                    tally.add(truth, given.argmax(-1) if crf else given)
             for image, given, example in zip(images, np.asarray(answer), examples):
                 truth = example["label"]
                 preds = [given[: truth.shape[0], : truth.shape[1]]]
@@ -137,6 +148,9 @@ def evaluate(
     results, *before = (tally.results(labels.names, subset) for tally in tallies)
     if crf:
         results["before_crf"] = before[0]
+    for name, tally in of_heads.items():
+        results[f"mean_iou_{name}"] = metrics.mean_iou(tally.total)
+        results[f"pixel_accuracy_{name}"] = metrics.pixel_accuracy(tally.total)
     return Evaluation(results, tallies[0], rows, beliefs)
 
 
@@ -180,7 +194,7 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"{what}: {100 * value:.2f} %{was}")
 
     for key, value in results.items():
-        if key.startswith("mean_iou") or key == "pixel_accuracy":
+        if key.startswith(("mean_iou", "pixel_accuracy")):
             line(key.replace("_", " "), value, before.get(key))
     trimaps = before.get("trimap_mean_iou", {})
     for width, value in results.get("trimap_mean_iou", {}).items():

@@ -12,37 +12,51 @@ from deeplab_jax import ops
 
 def training_loss(
     outputs: jax.Array | Mapping[str, jax.Array],
-    labels: jax.Array,
+    labels: jax.Array | Mapping[str, jax.Array],
     loss: Mapping[str, Any],
     step: jax.Array | int,
     *,
+    key: jax.Array | None = None,
     ignore_label: int = 255,
     align_corners: bool = True,
 ) -> jax.Array:
     """The mean cross-entropy of a network's outputs, a float32 scalar in nats.
 
-    Several outputs, the scales of [V2] and their fusion: a loss each, summed. One called
-    "auxiliary" counts `auxiliary_weight` times.
+    Several outputs, the scales of [V2] and their fusion, or several heads ([FCN] Sec. 5): a loss
+    each, summed. One called "auxiliary" counts `auxiliary_weight` times.
 
     Args:
       outputs: [B, h, w, C] logits, or a dict of them.
-      labels: [B, H, W] integer class ids, or `ignore_label`.
+      labels: [B, H, W] integer class ids, or `ignore_label`; or a dict of them by the name of the
+        output that they are for, "logits" for all others. Class weights go by those.
       loss: `config.loss`; its class_weights are None or numbers.
       step: how many steps are finished, for the ramp of hard-pixel mining.
+      key: for sampling the loss ([FCN] Sec. 3.4): each cell of the logits, and with it the labels
+        nearest to it, counts with a probability of loss["sample_probability"].
       ignore_label: id of the pixels that count for nothing.
       align_corners: of the resizing of logits or labels.
     """
     if not isinstance(outputs, Mapping):
         outputs = {"logits": outputs}
+    if not isinstance(labels, Mapping):
+        labels = {"logits": labels}
     mean = 0.0
-    for name, logits in outputs.items():
+    for number, (name, logits) in enumerate(outputs.items()):
+        truth = labels.get(name, labels["logits"])
+        if loss["sample_probability"] < 1:
+            cells = jax.random.bernoulli(
+                jax.random.fold_in(key, number), loss["sample_probability"], logits.shape[:3]
+            )
+            kept = ops.resize_nearest(cells, truth.shape[1:3], align_corners)
+            truth = jnp.where(kept, truth, ignore_label)
+        of_main_head = name in ("logits", "auxiliary") or name not in labels
         total, count = softmax_cross_entropy(
             logits,
-            labels,
+            truth,
             ignore_label=ignore_label,
             align_corners=align_corners,
             upsample_logits=loss["upsample_logits"],
-            class_weights=loss["class_weights"],
+            class_weights=loss["class_weights"] if of_main_head else None,
             label_smoothing=loss["label_smoothing"],
             hardest=_mined_share(loss, step),
         )

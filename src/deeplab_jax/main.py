@@ -96,6 +96,7 @@ def _train(config, workdir: Path, traces: Path | None):
     recipe["loss"]["class_weights"] = class_weights
     val_source = pipeline.source(config.data, config.eval.split, config.model.num_classes)
     labels = pipeline.class_labels(config.data, config.model.num_classes)
+    _check_heads(config, source[0])
     channels = source[0]["image"].shape[-1]
     variables = training.init_variables(module, config.seed, channels)
     if checkpoint.latest_step(workdir) == 0:  # imported here
@@ -143,8 +144,22 @@ def _eval(config, workdir: Path):
     module, eval_module = _build(config)
     source = pipeline.source(config.data, config.eval.split, config.model.num_classes)
     labels = pipeline.class_labels(config.data, config.model.num_classes)
+    _check_heads(config, source[0])
     variables, step = _trained(config, workdir, module, source[0]["image"].shape[-1])
     return _evaluate_fully(config, workdir, eval_module, variables, source, labels, step)
+
+
+def _check_heads(config, example) -> None:
+    for name in config.model.heads or {}:
+        if f"label_{name}" not in example:
+            raise DataError(
+                f"model.heads names {name!r}, but data.name={config.data.name} has no label_{name}"
+                " (the embedded scenes have one with --config.data.synthetic.geometry=True)"
+            )
+    groups = config.model.channel_groups
+    channels = example["image"].shape[-1]
+    if groups and sum(groups) != channels:
+        raise ConfigError(f"model.channel_groups={tuple(groups)} for images of {channels} channels")
 
 
 def _evaluate_fully(config, workdir, module, variables, source, labels, step):
@@ -258,14 +273,15 @@ def _count(config, workdir: Path | None):
     """Prints parameters and multiply-adds by layer, of the model and the scales of evaluation."""
     _, module = _build(config)
     size = config.eval.crop_size or config.data.crop_size
-    result = counting.count(module, size)
+    channels = sum(config.model.channel_groups or (3,))
+    result = counting.count(module, size, channels=channels)
     runtime.say(counting.table(result))
     scales, flips = config.eval.eval_scales, config.eval.add_flipped_images
     evaluation = f"{size[0]}x{size[1]}, scales {tuple(scales)}" + (", mirrored" if flips else "")
     result["evaluation"] = {"scales": list(scales), "flips": flips, "size": list(size)}
     for convention in counting.CONVENTIONS:
         total = counting.count_scales(
-            module, size, scales, flips, convention, config.model.align_corners
+            module, size, scales, flips, convention, config.model.align_corners, channels
         )
         result["evaluation"][convention] = total
         runtime.say(f"{convention}: {total / 1e9:.2f} G multiply-adds at {evaluation}")

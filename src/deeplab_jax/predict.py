@@ -36,14 +36,16 @@ def label_maps(
     align_corners: bool,
     eval_scales: Sequence[float] = (1.0,),
     add_flipped_images: bool = False,
+    head: str = "logits",
 ) -> jax.Array:
     """Padded images [B, H, W, C] in 0..255 → labels [B, H, W] uint8 (int32 past 256 classes).
 
     The logits, not the labels, are upsampled to the image ([V2] Sec. 3.1). With several scales or
     mirrored images the answer is the class of the highest mean probability ([V3] Sec. 4.1).
     The variables may be folded ones (models/folding.py): the answer comes a little faster.
+    `head` is which of the network's outputs, where it has several heads.
     """
-    options = {"normalization": normalization, "align_corners": align_corners}
+    options = {"normalization": normalization, "align_corners": align_corners, "head": head}
     if tuple(eval_scales) == (1.0,) and not add_flipped_images:
         return _labels(module, variables, images, **options)
     return _argmax(
@@ -67,9 +69,10 @@ def probability_maps(
     align_corners: bool,
     eval_scales: Sequence[float] = (1.0,),
     add_flipped_images: bool = False,
+    head: str = "logits",
 ) -> jax.Array:
     """What `label_maps` decides by: [B, H, W, C] float32, the mean over scales and mirrorings."""
-    options = {"normalization": normalization, "align_corners": align_corners}
+    options = {"normalization": normalization, "align_corners": align_corners, "head": head}
     total = 0.0
     for scale in eval_scales:
         # A program a scale, not one of them all: twelve full-size maps would live in that.
@@ -144,23 +147,25 @@ def _argmax(scores: jax.Array) -> jax.Array:
     return jnp.argmax(scores, axis=-1).astype(jnp.uint8 if scores.shape[-1] <= 256 else jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("module", "normalization", "align_corners"))
-def _labels(module, variables, images, normalization, align_corners):
-    return _argmax(_logits(module, variables, images, normalization, align_corners))
+@functools.partial(jax.jit, static_argnames=("module", "normalization", "align_corners", "head"))
+def _labels(module, variables, images, normalization, align_corners, head):
+    return _argmax(_logits(module, variables, images, normalization, align_corners, head))
 
 
-@functools.partial(jax.jit, static_argnames=("module", "normalization", "align_corners", "scale"))
-def _probabilities(module, variables, images, normalization, align_corners, scale):
-    logits = _logits(module, variables, images, normalization, align_corners, scale)
+@functools.partial(
+    jax.jit, static_argnames=("module", "normalization", "align_corners", "head", "scale")
+)
+def _probabilities(module, variables, images, normalization, align_corners, head, scale):
+    logits = _logits(module, variables, images, normalization, align_corners, head, scale)
     return jax.nn.softmax(logits, axis=-1)
 
 
-def _logits(module, variables, images, normalization, align_corners, scale=1.0):
+def _logits(module, variables, images, normalization, align_corners, head, scale=1.0):
     """Logits [B, H, W, C] of the images seen at `scale`, at the images' size."""
 
     def forward(images):
         outputs = module.apply(variables, normalize(images, normalization))
-        return outputs["logits"] if isinstance(outputs, dict) else outputs
+        return outputs[head] if isinstance(outputs, dict) else outputs
 
     images, size = images.astype(jnp.float32), images.shape[1:3]
     scaled = ops.scaled_size(size, scale, align_corners)

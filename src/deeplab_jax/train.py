@@ -119,9 +119,10 @@ def make_step(
         )
         loss = losses.training_loss(
             outputs,
-            part["label"],
+            _truth(part),
             config["loss"],
             state.step,
+            key=jax.random.fold_in(key, 1),
             ignore_label=data["ignore_label"],
             align_corners=config["model"]["align_corners"],
         )
@@ -184,6 +185,12 @@ def make_step(
         in_shardings=(replicated, split),
         out_shardings=(replicated, replicated),
     )
+
+
+def _truth(batch) -> dict[str, jax.Array]:
+    """{name of an output: its labels}: "label" is for the logits, "label_NAME" for a head NAME."""
+    labels = {key: value for key, value in batch.items() if key.startswith("label")}
+    return {key.removeprefix("label").removeprefix("_") or "logits": x for key, x in labels.items()}
 
 
 def begin(

@@ -5,6 +5,7 @@ and imports none. `load` and `infer` are the doors.
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +95,17 @@ def load(
         or a shape that differs; all of them are listed.
     """
     name, weights = _open(source, name)
+    nets = [net for net in target["params"] if net.startswith("nets_")]
+    if nets and not any(key.startswith(f"params/{nets[0]}/") for key in weights):
+        # Late fusion starts from one network's weights in each of its nets.
+        loaded = {}
+        for net in nets:
+            part = {group: tree[net] for group, tree in target.items() if net in tree}
+            loaded[net] = load(weights, part, log, mapping, f"{name} for {net}")
+        return {
+            group: {net: loaded[net][group] for net in nets if group in loaded[net]}
+            for group in target
+        }
     layout = _detect(weights, name)
     leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
     found = layout.rename(weights, {path: tuple(leaf.shape) for path, leaf in leaves.items()})
@@ -103,6 +115,8 @@ def load(
         head = path.split("/")[1] != "backbone"
         if (layout.trunk and head) or (found.other_classes and path in found.sources):
             kept.append(path)
+        elif layout is ours.LAYOUT and re.match(r"params/(logits|upsampling)_\d+/", path):
+            kept.append(path)  # FCN-16s starts from FCN-32s, 8s from 16s
         elif path not in found.sources:
             gaps.append(path)
     if found.problems or gaps:
@@ -190,6 +204,8 @@ def _report(name: str, layout: Layout, found, kept: list[str]):
     for why, keys in found.skipped.items():
         shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
         yield f"skipped {len(keys)}, {why}: {shown}"
+    if found.widened:
+        yield f"input channels past RGB start at zero: {', '.join(found.widened)}"
     if found.other_classes:
         yield "another number of classes: " + "; ".join(found.other_classes)
     if kept:

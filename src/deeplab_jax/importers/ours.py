@@ -37,7 +37,7 @@ def _tuple(value):
 
 LAYOUT = Layout(
     name="deeplab_jax",
-    signature=(r"params/backbone/.*",),
+    signature=(r"params/(nets_\d+/)?backbone/.*",),
     rules=(Rule(r"((?:params|batch_stats)/.*)", r"\1"),),
     infer=None,
     normalization="zero_mean",

@@ -111,7 +111,8 @@ class Layout:
         wanted = shapes[path]
         # Sizes before contents: a file that claims 1e12 numbers must not get their memory.
         if rule.shape is None:
-            fits = sorted(n for n in array.shape if n > 1) == sorted(n for n in wanted if n > 1)
+            theirs = _first_of_more_channels(tuple(array.shape), wanted)
+            fits = sorted(n for n in theirs if n > 1) == sorted(n for n in wanted if n > 1)
         else:
             fits = tuple(array.shape) == rule.shape
         if fits:
@@ -120,6 +121,11 @@ class Layout:
                 changed = rule.change(read) if rule.shape is None else rule.change(read, wanted)
             except (IndexError, ValueError):  # other axes than this layout's
                 changed = read
+            if changed.ndim == 4 and _first_of_more_channels(changed.shape, wanted) == wanted:
+                more = wanted[2] - changed.shape[2]
+                if more:
+                    out.widened.append(f"{path} by {more}")
+                changed = np.pad(changed, ((0, 0), (0, 0), (0, more), (0, 0)))
             if changed.shape == wanted:
                 out.arrays[path] = changed
         if path not in out.arrays:
@@ -131,13 +137,26 @@ class Layout:
 @dataclasses.dataclass
 class Renamed:
     """What a table made of a file: {our path: array}, {our path: foreign name}, {why: skipped
-    keys}, sentences on what does not fit, and on classifiers of another number of classes."""
+    keys}, sentences on what does not fit, and on classifiers of another number of classes, and
+    the convolutions of images that got further channels."""
 
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
     skipped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
     other_classes: list[str] = dataclasses.field(default_factory=list)
+    widened: list[str] = dataclasses.field(default_factory=list)
+
+
+def _first_of_more_channels(theirs: tuple[int, ...], ours: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a convolution of RGB with our channels, which are more; else theirs."""
+    if len(theirs) != 4 or len(ours) != 4 or ours[2] <= 3:
+        return theirs
+    for axis in (2, 1):  # HWIO, OIHW
+        others = theirs[:axis] + theirs[axis + 1 :]
+        if theirs[axis] == 3 and sorted(others) == sorted(ours[:2] + ours[3:]):
+            return (*theirs[:axis], ours[2], *theirs[axis + 1 :])
+    return theirs
 
 
 def _other_classes(path: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:

@@ -134,6 +134,34 @@ def mobilenet_v3_large(prefix: str) -> tuple:
     )
 
 
+# --- GoogLeNet -------------------------------------------------------------------------------
+
+_BRANCHES = {
+    "branch1": "conv1x1",
+    r"branch2\.0": "conv3x3_reduce",
+    r"branch2\.1": "conv3x3",
+    r"branch3\.0": "conv5x5_reduce",  # with 3x3 kernels: known, and kept for the weights' sake
+    r"branch3\.1": "conv5x5",
+    r"branch4\.1": "pool_project",
+}
+
+
+def googlenet() -> tuple:
+    """torchvision's GoogLeNet."""
+    stem = {f"conv{i}": f"backbone/conv{i}" for i in (1, 2, 3)}
+    branches = {
+        rf"(?P<module>inception\d[a-e])\.{theirs}": lambda m, ours=ours: (
+            f"backbone/{m['module']}/{ours}"
+        )
+        for theirs, ours in _BRANCHES.items()
+    }
+    return tuple(
+        rule
+        for theirs, ours in (stem | branches).items()
+        for rule in torch_conv_bn(rf"{theirs}\.conv", rf"{theirs}\.bn", ours)
+    )
+
+
 # --- classifiers, as trunks ------------------------------------------------------------------
 
 
@@ -187,5 +215,20 @@ LAYOUTS = (
         (r"fc\..*",),
         lambda shapes: {"name": "v3plus", "backbone": resnet_name(shapes)},
         "They need data.normalization=imagenet",
+    ),
+    Layout(
+        name="torchvision GoogLeNet, as a trunk",
+        signature=(r"inception3a\.branch1\.conv\.weight",),
+        rules=(
+            *googlenet(),
+            skip(r"aux[12]\..*", "auxiliary classifiers"),
+            skip(r"fc\..*", "the ImageNet classifier"),
+            TORCH_COUNTERS,
+        ),
+        infer=lambda shapes: {"name": "fcn", "backbone": "googlenet", "output_stride": 32},
+        # What its transform_input makes of torchvision's usual one.
+        normalization="zero_mean",
+        trunk=True,
+        note="They need data.normalization=zero_mean",
     ),
 )

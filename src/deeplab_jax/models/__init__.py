@@ -1,7 +1,7 @@
 """Builds any model of the papers from the keywords of `config.model`."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -9,9 +9,12 @@ import jax.numpy as jnp
 
 from deeplab_jax import ops
 from deeplab_jax.models import mobilenet_v3, resnet, xception
+from deeplab_jax.models.alexnet import AlexNet
 from deeplab_jax.models.aspp import ASPP, DensePredictionCell
 from deeplab_jax.models.deeplab import Decoder, DeepLab
-from deeplab_jax.models.fcn import FCN, FCNHead
+from deeplab_jax.models.fcn import FCN, FCNHead, PlainFCN
+from deeplab_jax.models.fusion import Heads, LateFusion
+from deeplab_jax.models.googlenet import GoogLeNet
 from deeplab_jax.models.layers import BatchNorm, Logits
 from deeplab_jax.models.lraspp import LRASPP
 from deeplab_jax.models.mobilenet_v2 import MobileNetV2
@@ -24,15 +27,36 @@ from deeplab_jax.models.xception import Xception
 
 NAMES = ("fcn", "v1", "v2", "v3", "v3plus")
 CONTEXTS = ("aspp", "dpc", "lraspp", "none")
-BACKBONES = (*resnet.VARIANTS, *xception.UNITS, "mobilenet_v2", *mobilenet_v3.BLOCKS, "vgg16")
+# FCN's classifiers: size of fc6 at their last pooling, and the share that is dropped.
+CLASSIFIERS = {
+    "alexnet": (6, 0.5),
+    "vgg16": (7, 0.5),
+    "vgg16_bn": (7, 0.5),
+    "googlenet": (None, 0.2),
+    "googlenet_5x5": (None, 0.4),
+}
+BACKBONES = (
+    *resnet.VARIANTS,
+    *xception.UNITS,
+    "mobilenet_v2",
+    *mobilenet_v3.BLOCKS,
+    *CLASSIFIERS,
+)
 OUTPUT_STRIDES = (8, 16, 32, 64, 128, 256)  # past 32: [V3]'s cascade with every stride
 
 # Atrous rates and the output stride they are for ([V2] Sec. 4.1.2, [V3] Sec. 3.3).
 V2_RATES, V3_RATES = ((6, 12, 18, 24), 8), ((6, 12, 18), 16)
 # fc6's (kernel size - 1) * rate at stride 8, for a field of view of 224 px ([V2] Table 1).
 V1_REACH = 24
-# (decay of the running statistics, epsilon) of the official code; VGG has no batch norm.
-BACKBONE_NORM = {"resnet": (0.95, 1e-5), "xception": (0.9997, 1e-3), "mobilenet": (0.997, 1e-3)}
+# (decay of the running statistics, epsilon) of the official code; of VGG and GoogLeNet
+# torchvision's.
+BACKBONE_NORM = {
+    "resnet": (0.95, 1e-5),
+    "xception": (0.9997, 1e-3),
+    "mobilenet": (0.997, 1e-3),
+    "vgg16": (0.9, 1e-5),
+    "googlenet": (0.9, 1e-3),
+}
 HEAD_NORM = (0.9997, 1e-5)
 
 
@@ -75,6 +99,8 @@ def build(
     fuse_upsampled: bool = False,
     batch_norm_decay: float | None = None,
     batch_norm_epsilon: float | None = None,
+    heads: Mapping[str, int] | None = None,
+    channel_groups: Sequence[int] | None = None,
     remat: bool = False,
     dtype: str = "float32",
 ) -> nn.Module:
@@ -85,7 +111,8 @@ def build(
 
     Args:
       name: "v3plus" ([V3+], with decoder), "v3" ([V3], without), "v2" ([V2], a sum of atrous
-        branches), "v1" ([V1], one branch) or "fcn" (the plain head of PyTorch's fcn_resnet50).
+        branches), "v1" ([V1], one branch) or "fcn" ([FCN] on its classifiers, VGG-16, AlexNet and
+        GoogLeNet; on any other backbone the plain head of PyTorch's fcn_resnet50).
       backbone: one of `BACKBONES` (models/resnet.py tells the shapes of ResNet), or an encoder of
         your own, as a callable or as "module:attribute": called with output_stride, norm, dtype
         and name, it makes a module that takes (images, train) and returns {"features",
@@ -112,7 +139,7 @@ def build(
       dropout: of v3 and v3plus: the share dropped behind the ASPP's projection in training.
       decoder_output_stride: stride of the decoder's low-level features (4, 8 or 16, at most
         output_stride); (8, 4) refines in two stages; None is no decoder. v3 has none whatever this
-        says.
+        says. Of fcn on VGG-16 at stride 32: None is FCN-32s, 16 FCN-16s, 8 FCN-8s.
       decoder_channels, decoder_convs, decoder_kernel_size, low_level_channels: of the decoder's
         convolutions, and the channels its low-level features are reduced to ([V3+] Tables 1 and 2).
       low_level: where the decoder taps the backbone: "inner", inside the unit that strides next
@@ -124,12 +151,13 @@ def build(
         output in training is then {"logits", "auxiliary"}.
       xception_depthwise: what follows Xception's depthwise convolutions, see `Xception`.
       fc_kernel_size, fc_channels: of fc6, and of fc6 and fc7, in v1 and in every branch of v2 on
-        VGG-16 ([V2] Table 1: 7 or 4 with 4096, LargeFOV 3 with 1024).
+        VGG-16 ([V2] Table 1: 7 or 4 with 4096, LargeFOV 3 with 1024). fcn takes the classifier's
+        own size and fc_channels.
       multi_scale_features: v1's classifier reads the image and four poolings, too ([V1] "MSc").
       width_multiplier: of MobileNetV2.
       align_corners: of the upsampling in the decoder.
       padding: of the MobileNets: "same" (TensorFlow), "fixed" (PyTorch), "block" and
-        "block_bare_stem" (two PyTorch ports, see `MobileNetV2`).
+        "block_bare_stem" (two PyTorch ports, see `MobileNetV2`); of AlexNet "same" or "fixed".
       dilation_start: where rates begin when a stride is taken away, see `ops.strides_and_rates`;
         None is the backbone's own.
       input_scales: run the network on the image at each scale and take the maximum of the logits
@@ -137,6 +165,10 @@ def build(
       fuse_upsampled: take that maximum after upsampling to the image, not before.
       batch_norm_decay, batch_norm_epsilon: None takes the official code's, which differ between
         backbone and head; a decay given here goes for both, an epsilon for the backbone.
+      heads: {name: classes} of further label maps; the output is then a dict with theirs beside
+        "logits", and an example's labels for NAME are its "label_NAME".
+      channel_groups: channels of an image that go through a net each, whose scores are summed:
+        (3, 1) is late fusion of RGB and depth.
       remat: keep of every backbone unit only its input for the backward pass and compute the rest
         again: less memory, more time.
       dtype: of the computation, "float32", "bfloat16" or "float64"; parameters and batch
@@ -169,7 +201,7 @@ def build(
             f"have output_stride {output_stride}"
         )
 
-    vgg = backbone == "vgg16"
+    vgg = backbone in ("vgg16", "vgg16_bn")
     if name == "v1" and len(rates) != 1:
         raise ValueError(f"v1 takes one rate in atrous_rates, not {rates}")
     if name == "v2" and vgg and not rates:
@@ -178,6 +210,17 @@ def build(
         raise ValueError(
             f"multi_scale_features applies to v1 on vgg16, not to {name} on {backbone}"
         )
+
+    classic = name == "fcn" and backbone in CLASSIFIERS
+    if classic:
+        if output_stride != 32 or (strides and not vgg) or strides not in ((), (16,), (8,)):
+            raise ValueError(
+                "fcn on a classifier has output_stride 32, and on VGG-16 alone a "
+                f"decoder_output_stride, 16 or 8; not {output_stride} and {decoder_output_stride}"
+            )
+        strides = tuple(s for s in (16, 8) if strides and s >= strides[0])
+    elif backbone in ("alexnet", "googlenet", "googlenet_5x5"):
+        raise ValueError(f"{backbone} is a backbone of fcn alone: it has no atrous form")
 
     family = "own" if own else backbone.split("_")[0]
     decay, epsilon = BACKBONE_NORM.get(family, HEAD_NORM)
@@ -191,6 +234,7 @@ def build(
         padding=padding,
         dilation_start=dilation_start,
         low_level=low_level,
+        pool_size=2 if classic else 3,
         remat=remat,
         dtype=jnp.dtype(dtype),
         norm=_norm(batch_norm_decay or decay, batch_norm_epsilon or epsilon, dtype),
@@ -206,7 +250,8 @@ def build(
             image_pooling_crop_size, 1 / output_stride, align_corners=True
         )
 
-    classifier = partial(Logits, num_classes, logits_stddev)
+    heads = {"logits": num_classes} | dict(heads or {})
+    classifier = partial(Logits, sum(heads.values()), logits_stddev)
     fcn_head = partial(FCNHead, classifier=classifier, **common)
     fully_connected = partial(FullyConnected, features=fc_channels, dtype=common["dtype"])
     if name == "v1":
@@ -219,8 +264,14 @@ def build(
         network = DeepLabV2(encoder, rates, fc_kernel_size, classifier, fully_connected)
     elif name == "v2":
         network = DeepLabV2(encoder, rates or (1,), 3 if rates else 1, classifier)
+    elif classic:
+        size, dropped = CLASSIFIERS[backbone]
+        fully_connected = partial(fully_connected, size, 1)
+        if backbone == "alexnet":  # its fields begin 15.5 px to the left of those of VGG-16
+            fully_connected = partial(fully_connected, padding=((3, 2), (3, 2)))
+        network = FCN(encoder, fully_connected if size else None, strides, dropped, classifier)
     elif name == "fcn":
-        network = FCN(encoder, fcn_head)
+        network = PlainFCN(encoder, fcn_head)
     elif context == "lraspp":
         if name != "v3plus" or len(strides) != 1 or not image_pooling:
             raise ValueError(
@@ -276,6 +327,14 @@ def build(
             fcn_head if auxiliary else None,
             classifier,
         )
+    if len(heads) > 1 and (input_scales or auxiliary):
+        raise ValueError("heads go neither with input_scales nor with an auxiliary classifier")
+    if channel_groups and (input_scales or auxiliary):
+        raise ValueError("channel_groups go neither with input_scales nor with auxiliary")
+    nets = [network.clone() for _ in channel_groups or (None,)]
+    if len(heads) > 1:
+        nets = [Heads(net, tuple(heads.items())) for net in nets]
+    network = LateFusion(tuple(nets), tuple(channel_groups)) if channel_groups else nets[0]
     if input_scales:
         network = MultiScale(network, tuple(input_scales), align_corners, fuse_upsampled)
     return network
@@ -307,6 +366,7 @@ def _encoder(
     padding,
     dilation_start,
     low_level,
+    pool_size,
     remat,
     **common,
 ):
@@ -320,7 +380,7 @@ def _encoder(
     _check("dilation_start", dilation_start, (None, "after", "at", "next_stage"))
     if width_multiplier != 1 and backbone != "mobilenet_v2":
         raise ValueError(f"width_multiplier applies to mobilenet_v2, not to {backbone}")
-    if multi_grid and (mobile or backbone == "vgg16"):
+    if multi_grid and (mobile or backbone in CLASSIFIERS):
         raise ValueError(f"multi_grid does not apply to {backbone}")
     if multi_grid and len(multi_grid) != 3:
         raise ValueError(f"multi_grid takes three rates, not {tuple(multi_grid)}")
@@ -330,7 +390,7 @@ def _encoder(
     _check("xception_depthwise", xception_depthwise, ("norm", "norm_relu", "bare"))
     if xception_depthwise != "norm" and backbone not in xception.UNITS:
         raise ValueError(f"xception_depthwise applies to Xception, not to {backbone}")
-    if not mobile and (padding != "same" or low_level):
+    if not mobile and (low_level or (padding != "same" and backbone != "alexnet")):
         raise ValueError(f"padding and low_level apply to the MobileNets, not to {backbone}")
     if dilation_start == "next_stage" and backbone != "mobilenet_v2":
         raise ValueError(f"dilation_start 'next_stage' applies to mobilenet_v2, not to {backbone}")
@@ -368,9 +428,17 @@ def _encoder(
         )
     if dilation_start not in (None, "after"):
         raise ValueError(f"dilation_start {dilation_start!r} does not apply to {backbone}")
-    if backbone == "vgg16":
+    if backbone.startswith("googlenet"):
+        del common["output_stride"]
+        return partial(GoogLeNet, wide_kernel_size=5 if "5x5" in backbone else 3, **common)
+    if backbone in CLASSIFIERS and not backbone.endswith("_bn"):
         del common["norm"]
-        return partial(VGG16, **common)
+    if backbone == "alexnet":
+        del common["output_stride"]
+        _check("padding", padding, ("same", "fixed"))
+        return partial(AlexNet, padding=padding, **common)
+    if backbone in CLASSIFIERS:
+        return partial(VGG16, pool_size=pool_size, **common)
     return partial(Xception, backbone, multi_grid=grid, depthwise=xception_depthwise, **common)
 
 

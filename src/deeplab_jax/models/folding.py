@@ -64,8 +64,10 @@ def _norms_behind_convolutions(module: nn.Module) -> dict[tuple[str, ...], float
             found[norm.path] = norm.epsilon
         return call(*args, **kwargs)
 
-    # Which norms there are depends neither on the images' size nor on their channels.
-    images = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
+    # Which norms there are depends neither on the images' size nor on their channels, which a
+    # late fusion alone knows beforehand.
+    channels = sum(getattr(module, "groups", (3,)))
+    images = jax.ShapeDtypeStruct((1, 33, 33, channels), jnp.float32)
     with nn.intercept_methods(look):
         jax.eval_shape(lambda images: module.init(jax.random.key(0), images), images)
     return found

@@ -183,12 +183,13 @@ class Conv3x3(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution with bias, without batch norm, padded to ceil(n / stride) outputs."""
+    """A convolution with bias, without batch norm; `padding` None: to ceil(n / stride) outputs."""
 
     features: int
     kernel_size: int = 1
     rate: ops.Rate = 1
     stride: int = 1
+    padding: ops.Padding | None = None
     kernel_init: Callable = dense_init
     dtype: Any = jnp.float32
 
@@ -197,7 +198,7 @@ class Conv(nn.Module):
         size = (self.kernel_size, self.kernel_size)
         kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        padding = ops.fixed_padding(size, self.rate)
+        padding = self.padding or ops.fixed_padding(size, self.rate)
         x = ops.conv2d(
             x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.rate, padding
         )

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deeplab_jax import ops
 from deeplab_jax.models.layers import Conv, Network
 
 
@@ -26,17 +27,20 @@ class FullyConnected(nn.Module):
     Attributes:
       kernel_size, rate: of fc6; at output stride 8 the original's are 7 and 4, LargeFOV's 3 and 12.
       features: channels of both: VGG-16's 4096, LargeFOV's 1024.
+      padding: around fc6; None is as much on all sides.
     """
 
     kernel_size: int
     rate: int
     features: int
+    padding: ops.Padding | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, dropout: Callable) -> jax.Array:
         """x [B, h, w, I] → [B, h, w, features]."""
-        fc6 = Conv(self.features, self.kernel_size, self.rate, dtype=self.dtype, name="fc6")
+        taps = {"kernel_size": self.kernel_size, "rate": self.rate, "padding": self.padding}
+        fc6 = Conv(self.features, **taps, dtype=self.dtype, name="fc6")
         x = dropout(nn.relu(fc6(x)))
         return dropout(nn.relu(Conv(self.features, dtype=self.dtype, name="fc7")(x)))
 

@@ -2,10 +2,10 @@
 
 As [V1] and its released nets have it: the last two poolings lose their stride, conv5 takes rate 2,
 and every pooling has 3x3 windows, which no rate ever spreads. Windows of 2x2 are the original's and
-FCN's.
+FCN's. With batch norm it is torchvision's vgg16_bn.
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -27,11 +27,13 @@ class VGG16(nn.Module):
     Attributes:
       output_stride: 8, 16 or 32.
       pool_size: of the poolings' windows: 3 or 2.
+      norm: makes a batch norm behind each convolution; None: the original has none.
       remat: compute a block's activations again in the backward pass, to save memory.
     """
 
     output_stride: int
     pool_size: int = 3
+    norm: Callable[..., nn.Module] | None = None
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -43,7 +45,7 @@ class VGG16(nn.Module):
         block_class = rematerialised(Block, self.remat)
         endpoints = {}
         for number, ((convs, features), (stride, rate)) in enumerate(zip(BLOCKS, plan), start=1):
-            block = block_class(number, convs, features, rate, self.dtype)
+            block = block_class(number, convs, features, rate, self.norm, self.dtype)
             nn.share_scope(self, block)
             x = endpoints[f"low_level_{2 ** (number - 1)}"] = block(x, train)
             x = endpoints[f"pool{number}"] = ops.max_pool(x, self.pool_size, stride, padding)
@@ -57,11 +59,15 @@ class Block(nn.Module):
     convs: int
     features: int
     rate: int
+    norm: Callable[..., nn.Module] | None
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv = partial(Conv, self.features, 3, self.rate, dtype=self.dtype)
         for i in range(1, self.convs + 1):
-            x = nn.relu(conv(name=f"conv{self.number}_{i}")(x))
+            name = f"conv{self.number}_{i}"
+            x = Conv(self.features, 3, self.rate, dtype=self.dtype, name=name)(x)
+            if self.norm is not None:
+                x = self.norm(name=f"{name}_norm")(x, train)
+            x = nn.relu(x)
         return x

@@ -27,7 +27,7 @@ from deeplab_jax.ops.geometry import (
 )
 from deeplab_jax.ops.normalization import batch_norm
 from deeplab_jax.ops.pooling import average_pool, max_pool, max_pool_native
-from deeplab_jax.ops.resize import resize_bilinear, resize_nearest
+from deeplab_jax.ops.resize import resize_bilinear, resize_nearest, upsample_twice
 
 __all__ = [
     "Convolution",
@@ -51,4 +51,5 @@ __all__ = [
     "same_padding",
     "scaled_size",
     "strides_and_rates",
+    "upsample_twice",
 ]

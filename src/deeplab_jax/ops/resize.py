@@ -62,3 +62,20 @@ def _interpolation(old: int, new: int, align_corners: bool, scale, dtype) -> jax
     return jnp.maximum(
         0, 1 - jnp.abs(position[:, None] - jnp.arange(old, dtype=position.dtype))
     ).astype(dtype)
+
+
+def upsample_twice(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Transposed convolution of stride 2: x [B, h, w, I], kernel [4, 4, I, O] → [B, 2 h, 2 w, O].
+
+    What lies beyond x is taken as its border.
+    """
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=((0, 0), (0, 0)),
+        lhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
+    )
