@@ -1,4 +1,4 @@
-"""Every row of the tables of [V1], [V2], [V3] and [V3+] as one command.
+"""Every row of the tables of [FCN], [V1], [V2], [V3] and [V3+] as one command.
 
     python experiments/papers.py
 
@@ -19,6 +19,9 @@ COCO, SERVER = "MS COCO", "test server"
 JFT = "JFT-300M (not public)"
 # What a dataset that cannot be read yet needs: (name, classes).
 WAITING = {
+    "nyudv2": ("NYUDv2", 40),
+    "sift_flow": ("SIFT Flow", 33),
+    "pascal_context_59": ("PASCAL-Context, 59 classes", 59),
     "pascal_context": ("PASCAL-Context", 60),
     "person_part": ("PASCAL-Person-Part", 7),
     "cityscapes": ("Cityscapes", 19),
@@ -52,6 +55,7 @@ class Row(NamedTuple):
         words = [f"--config=configs/{self.config},{self.dataset}"]
         for key, value in self.overrides.items():
             text = f"'{value}'" if isinstance(value, tuple) else str(value)
+            text = f'"{value}"' if isinstance(value, dict) else text
             words.append(f"--config.{key}={text}")
         return " ".join(words)
 
@@ -70,6 +74,43 @@ TRAINVAL = {"data.train_split": "trainval"}
 CRF = {"eval.crf": True}  # its widths by --mode=tune_crf
 B30, B10 = {"train.batch_size": 30}, {"train.batch_size": 10}
 STEP = {"optim.schedule": "step"}
+
+FCN_32S, FCN_16S, FCN_8S = (f"fcn.py:vgg16_{stride}s" for stride in (32, 16, 8))
+LATE = {"model.channel_groups": (3, 3)}
+FCN_ROWS = [
+    *_rows(
+        "[FCN] Table 1, VOC 2011 val",
+        ("FCN-AlexNet", 39.8, "fcn.py:alexnet_32s", {"data.train_split": "train"}),
+        ("FCN-VGG16", 56.0, FCN_32S, {"data.train_split": "train"}),
+        ("FCN-GoogLeNet", 42.5, "fcn.py:googlenet_32s", {"data.train_split": "train"}),
+    ),
+    *_rows(
+        "[FCN] Table 2, VOC 2011 val",
+        ("FCN-32s", 59.4, FCN_32S, {}),
+        ("FCN-16s, init_from FCN-32s", 62.4, FCN_16S, {}),
+        ("FCN-8s, init_from FCN-16s", 62.7, FCN_8S, {}),
+        ("FCN-8s, VOC 2012 test", 62.2, FCN_8S, {}, SERVER),
+    ),
+    *_rows(
+        "[FCN] Table 4, NYUDv2",
+        ("FCN-32s RGB", 29.2, FCN_32S, {}),
+        ("FCN-32s RGBD, images of 4 channels", 30.5, FCN_32S, {}),
+        ("FCN-32s HHA, images of HHA", 24.2, FCN_32S, {}),
+        ("FCN-32s RGB-HHA", 32.8, FCN_32S, LATE),
+        ("FCN-16s RGB-HHA", 34.0, FCN_16S, LATE),
+        dataset="nyudv2",
+    ),
+    *_rows(
+        "[FCN] Table 5, SIFT Flow",
+        ("FCN-16s, semantic and geometric", 39.5, FCN_16S, {"model.heads": {"geometric": 3}}),
+        dataset="sift_flow",
+    ),
+    *_rows(
+        "[FCN] PASCAL-Context",
+        ("FCN-8s", 35.1, FCN_8S, {}),
+        dataset="pascal_context_59",
+    ),
+]
 
 V1_NETS = [
     ("7x7", "7x7", 64.38, 67.64),
@@ -332,7 +373,7 @@ V3PLUS_ROWS = [
         dataset="cityscapes",
     ),
 ]
-ROWS = V1_ROWS + V2_ROWS + V3_ROWS + V3PLUS_ROWS
+ROWS = FCN_ROWS + V1_ROWS + V2_ROWS + V3_ROWS + V3PLUS_ROWS
 
 
 def table() -> str:

@@ -60,7 +60,8 @@ def structure(config):
         "decoder_channels": 64,
     }
     model["backbone"] = SHALLOW.get(model["backbone"], model["backbone"])
-    model |= {"fc_channels": 64, "output_stride": 16 if model["name"].startswith("v3") else 8}
+    stride = {"fcn": 32, "v3": 16, "v3plus": 16}.get(model["name"], 8)
+    model |= {"fc_channels": 64, "output_stride": stride}
     if model["multi_grid"]:
         model["multi_grid"] = (1, 2, 4)
     if isinstance(model["atrous_rates"], tuple):
@@ -83,10 +84,12 @@ def test_every_distinct_graph_of_the_papers_builds(name):
     module = models.build(**model)
     size = (65, 97)
     output, variables = jax.eval_shape(
-        lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, *size, 3)))
+        lambda: module.init_with_output(
+            jax.random.key(0), jnp.zeros((1, *size, sum(model["channel_groups"] or (3,))))
+        )
     )
     stride = model["output_stride"]
-    if model["name"] == "v3plus" and model["decoder_output_stride"]:
+    if model["name"] in ("fcn", "v3plus") and model["decoder_output_stride"]:
         stride = np.min(model["decoder_output_stride"])
     logits = output["logits"] if isinstance(output, dict) else output
     assert logits.shape == (1, *(-(-n // stride) for n in size), model["num_classes"])
@@ -99,7 +102,8 @@ def test_every_distinct_graph_of_the_papers_builds(name):
 def test_every_structure_of_the_papers_learns_from_two_images(name):
     module = models.build(**STRUCTURES[name])
     rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.standard_normal((2, 33, 33, 3)), jnp.float32)
+    channels = sum(STRUCTURES[name]["channel_groups"] or (3,))
+    images = jnp.asarray(rng.standard_normal((2, 33, 33, channels)), jnp.float32)
     labels = jnp.asarray(rng.integers(0, 3, (2, 33, 33)))
     variables = jax.jit(module.init)(jax.random.key(0), images)
 

@@ -20,8 +20,8 @@ from deeplab_jax import checkpoint, importers, main, models, optim, runtime
 from deeplab_jax import config as configuration
 from deeplab_jax import train as training
 from deeplab_jax.errors import DataError
-from deeplab_jax.models import ASPP, FCN, LRASPP, BatchNorm, DeepLab, DeepLabV2, MultiScale
-from deeplab_jax.models.fcn import FCNHead
+from deeplab_jax.models import ASPP, LRASPP, BatchNorm, DeepLab, DeepLabV2, MultiScale
+from deeplab_jax.models.fcn import FCNHead, PlainFCN
 from deeplab_jax.models.layers import ConvBN, Logits
 
 NORM = partial(BatchNorm, momentum=0.9, epsilon=1e-3)
@@ -168,7 +168,7 @@ ASPP_OF_8 = partial(
 OF_3 = partial(Logits, 3)
 NETWORKS = {
     "deeplab": DeepLab(Backbone, ASPP_OF_8, None, (), 0.1, None, OF_3),
-    "fcn": FCN(Backbone, partial(FCNHead, NORM, OF_3)),
+    "fcn": PlainFCN(Backbone, partial(FCNHead, NORM, OF_3)),
     "v2": MultiScale(DeepLabV2(Backbone, (1, 2), 3, OF_3), (0.5, 1.0), align_corners=True),
     "lraspp": LRASPP(Backbone, NORM, 8, 4, OF_3, None, (1, 1), align_corners=True),
 }

@@ -208,13 +208,23 @@ def _nearest(points, centres):
     return lax.fori_loop(0, len(centres), compare, start)[1]
 
 
-def kernel(keys: Keys, points):
-    """Of all keys and points [n, 5]: [M, n], the Gaussian kernel averaged over each key."""
+def kernel(keys: Keys, points, rows: bool = False):
+    """Of all keys and points [n, 5]: the Gaussian kernel averaged over each key, [M, n].
+
+    With `rows` [n, M]: of two sizes the longer one belongs last, that is what CPUs vectorise.
+    """
+
+    def of_key(x):
+        return x if rows else x[:, None]
+
+    def of_point(x):
+        return x[:, None] if rows else x
+
     exponent = 0.0
     for d in range(5):  # differences, not squares of norms: those cancel, with an error of 1e-3
-        difference = points[:, d] - keys.mean[:, d, None]
-        exponent += keys.precision[:, d, None] * difference**2
-    return keys.height[:, None] * jnp.exp(-0.5 * exponent)
+        difference = of_point(points[:, d]) - of_key(keys.mean[:, d])
+        exponent += of_key(keys.precision[:, d]) * difference**2
+    return of_key(keys.height) * jnp.exp(-0.5 * exponent)
 
 
 def heard_of_itself(points, keys: Keys):
@@ -233,17 +243,15 @@ def listener(points, keys: Keys, memory: float):
     """
     count, size = len(points), len(keys.mean)
 
-    def hear(seen, sent):
-        return exactly(sent.T, seen).T
-
     if 4 * count * size <= memory:
-        return partial(hear, kernel(keys, points))
+        seen = kernel(keys, points)
+        return lambda sent: exactly(sent.T, seen).T
     block = max(1, min(count, int(memory / 8 / (4 * size))))
     blocks = -(-count // block)
     rows = jnp.pad(points, ((0, blocks * block - count), (0, 0))).reshape(blocks, block, 5)
 
     def in_blocks(sent):
-        one = jax.checkpoint(lambda part: hear(kernel(keys, part), sent))
+        one = jax.checkpoint(lambda part: exactly(kernel(keys, part, rows=True), sent))
         return lax.map(one, rows).reshape(blocks * block, -1)[:count]
 
     return in_blocks
