@@ -12,8 +12,8 @@ from test_models import count, randomised, shapes
 from test_train import small
 from test_vgg import pictures, support, thin  # noqa: F401
 
+from deeplab_jax import advice, importers, losses, main, models, ops, optim
 from deeplab_jax import config as configuration
-from deeplab_jax import importers, losses, main, models, ops, optim
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.models import fcn
 from deeplab_jax.models.alexnet import AlexNet
@@ -257,6 +257,10 @@ def test_presets_build_and_have_the_papers_recipe(name):
     assert config.optim.learning_rate == rates.get(name, 1e-8)
 
 
+def test_a_classifier_without_batch_norm_or_rates_is_not_warned_of_them():
+    assert advice.before_training(preset("vgg16_32s", **{"train.steps": 100})) == []
+
+
 # --- losses ------------------------------------------------------------------------------------
 
 
@@ -382,4 +386,9 @@ def test_a_head_without_labels_is_told(data_folder, tmp_path):
     config.model.heads = None
     config.model.channel_groups = (3, 1)
     with pytest.raises(ConfigError, match="images of 3 channels"):
+        main.run(config, "train", tmp_path)
+    with pytest.raises(ConfigError, match="images of 3 channels"):
+        main.run(config, "predict", tmp_path, input=str(data_folder / "images"))
+    config.train.freeze_backbone = True
+    with pytest.raises(ConfigError, match="freeze_backbone"):
         main.run(config, "train", tmp_path)

@@ -18,7 +18,7 @@ def _untrained_taps(config: Mapping[str, Any]) -> str:
     """Taps that lie in the padding of every crop act as initialised once whole images are larger
     ([V3] Sec. 3.3 and Fig. 4 count the taps inside)."""
     model, size = config["model"], config["data"]["crop_size"]
-    if model["context"] != "aspp":
+    if model["context"] != "aspp" or model["name"] == "fcn":
         return ""
     names = ("name", "output_stride", "atrous_rates", "fc_kernel_size")
     rates = models.head_rates(*(model[name] for name in names))
@@ -40,7 +40,8 @@ def _slow_statistics(config: Mapping[str, Any]) -> str:
     model, train = config["model"], config["train"]
     decay = model["batch_norm_decay"] or models.HEAD_NORM[0]
     kept = decay ** train["steps"]
-    has_norm = model["name"] in ("fcn", "v3", "v3plus") and model["context"] != "none"
+    has_norm = model["name"] in ("v3", "v3plus") and model["context"] != "none"
+    has_norm |= model["name"] == "fcn" and model["backbone"] not in models.CLASSIFIERS
     if not (has_norm and train["fine_tune_batch_norm"] and kept > 0.05):
         return ""
     return (

@@ -144,6 +144,8 @@ def check(config: Mapping[str, Any]) -> None:
         wrong = [i for i in values[key] if not 0 <= i < classes]
         if wrong:
             raise ConfigError(f"{key}: ids {wrong} are outside 0..{classes - 1}")
+    if values["model.channel_groups"] and values["train.freeze_backbone"]:
+        raise ConfigError("train.freeze_backbone does not go with model.channel_groups")
     _check_loss(values, classes)
     _check_optim(values)
 

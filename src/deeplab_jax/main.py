@@ -156,8 +156,11 @@ def _check_heads(config, example) -> None:
                 f"model.heads names {name!r}, but data.name={config.data.name} has no label_{name}"
                 " (the embedded scenes have one with --config.data.synthetic.geometry=True)"
             )
+    _check_channels(config, example["image"].shape[-1])
+
+
+def _check_channels(config, channels: int) -> None:
     groups = config.model.channel_groups
-    channels = example["image"].shape[-1]
     if groups and sum(groups) != channels:
         raise ConfigError(f"model.channel_groups={tuple(groups)} for images of {channels} channels")
 
@@ -189,6 +192,7 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     output = output or workdir / "predictions"
     targets = _targets(paths, output)
     module, eval_module = _build(config)
+    _check_channels(config, 3)
     variables, _ = _trained(config, workdir, module, 3)
     # Not frozen: images differ in size, and constants would make every size compile for longer.
     variables = fold_batch_norm(eval_module, variables)
