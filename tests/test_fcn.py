@@ -192,7 +192,7 @@ def test_every_array_of_torchvisions_other_classifiers_has_a_place():
     assert importers.infer(weights)["backbone"] == "vgg16_bn"
     module = models.build("v1", "vgg16_bn", 5, output_stride=8, fc_channels=8)
     variables = importers.load(weights, shapes(module))
-    statistics = variables["batch_stats"]["backbone"]["conv5_3_norm"]
+    statistics = variables["batch_stats"]["backbone"]["conv5_3"]["norm"]
     np.testing.assert_array_equal(statistics["var"], weights["features.41.running_var"])
 
 

@@ -84,12 +84,29 @@ def test_the_same_logits_with_fewer_variables(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", models.BACKBONES)
 def test_every_norm_of_every_backbone_folds(backbone):
-    module = models.build("v3plus", backbone, 5)
+    if backbone in ("alexnet", "googlenet", "googlenet_5x5"):  # of fcn alone
+        module, stride = build_fcn(backbone), 32
+    else:
+        module, stride = models.build("v3plus", backbone, 5), 4
     variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes(module))
     folded = fold_batch_norm(module, variables)
     assert "batch_stats" not in folded
-    images = jnp.zeros((1, 65, 65, 3))
-    assert jax.eval_shape(module.apply, folded, images).shape == (1, 17, 17, 5)
+    images, side = jnp.zeros((1, 65, 65, 3)), -(-65 // stride)
+    assert jax.eval_shape(module.apply, folded, images).shape == (1, side, side, 5)
+
+
+def build_fcn(backbone):
+    keywords = {"output_stride": 32, "decoder_output_stride": None, "fc_channels": 8}
+    return models.build("fcn", backbone, 5, **keywords)
+
+
+def test_a_norm_behind_a_bias_folds():
+    module = models.build("v1", "vgg16_bn", 5, output_stride=8, fc_channels=8)
+    variables = randomised(shapes(module))
+    images = np.random.default_rng(1).standard_normal((1, 65, 65, 3)).astype(np.float32)
+    expected = jax.jit(module.apply)(variables, images)
+    folded = jax.jit(module.apply)(fold_batch_norm(module, variables), images)
+    np.testing.assert_allclose(folded, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_folding_twice_is_folding_once(mobile):

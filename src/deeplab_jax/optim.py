@@ -89,7 +89,7 @@ def optimizer(
         if optim["last_layers_contain_logits_only"]:
             last = path[0].startswith("logits")
         # Convolution biases alone: batch norm's are betas, which the reference leaves at 1.
-        bias = path[-1] == "bias" and not path[-2].endswith("norm")
+        bias = path[-1] == "bias" and path[-2] != "norm"
         return (optim["last_layer_gradient_multiplier"] if last else 1.0) * (
             optim["bias_gradient_multiplier"] if bias else 1.0
         )

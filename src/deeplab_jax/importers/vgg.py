@@ -18,6 +18,7 @@ from deeplab_jax.importers.table import (
     same,
     skip,
     torch_conv_bias,
+    torch_norm,
 )
 
 CONVS = [f"conv{block}_{i}" for block, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]
@@ -118,21 +119,6 @@ def _torchvision(convs, positions, fc6: int, fc7: int, taps: int, channels: int)
     )
 
 
-def _norms() -> tuple:
-    """Rules of vgg16_bn's batch norms."""
-    leaves = {
-        "weight": "params/{}/scale",
-        "bias": "params/{}/bias",
-        "running_mean": "batch_stats/{}/mean",
-        "running_var": "batch_stats/{}/var",
-    }
-    return tuple(
-        Rule(rf"features\.{position + 1}\.{theirs}", leaf.format(f"backbone/{conv}_norm"))
-        for conv, position in zip(CONVS, POSITIONS_BN)
-        for theirs, leaf in leaves.items()
-    )
-
-
 _CLASSIFIER = "the ImageNet classifier"
 LAYOUTS = (
     _layout(
@@ -144,7 +130,15 @@ LAYOUTS = (
     _layout(
         "torchvision VGG-16 with batch norm",
         (r"features\.40\.weight", r"features\.41\.running_mean"),
-        (*_torchvision(CONVS, POSITIONS_BN, 0, 3, 7, 512), *_norms(), TORCH_COUNTERS),
+        (
+            *_torchvision(CONVS, POSITIONS_BN, 0, 3, 7, 512),
+            *(
+                rule
+                for conv, position in zip(CONVS, POSITIONS_BN)
+                for rule in torch_norm(rf"features\.{position + 1}", f"backbone/{conv}")
+            ),
+            TORCH_COUNTERS,
+        ),
         "imagenet",
         "vgg16_bn",
     ),

@@ -14,9 +14,9 @@ from deeplab_jax.models.layers import BatchNorm, ConvBN, DepthwiseConvBN
 def fold_batch_norm(module: nn.Module, variables: Any) -> dict[str, Any]:
     """Folds every batch norm that follows a convolution into it.
 
-    The kernel is multiplied by scale / sqrt(var + epsilon), of the norm a bias is left. With the
-    result `module` answers the same up to rounding, and refuses to train its batch norm. A norm
-    behind anything else stays as it is; folding twice is folding once.
+    The kernel, and a bias, are multiplied by scale / sqrt(var + epsilon), of the norm a bias is
+    left. With the result `module` answers the same up to rounding, and refuses to train its batch
+    norm. A norm behind anything else stays as it is; folding twice is folding once.
 
     Args:
       module: from `models.build`.
@@ -47,6 +47,9 @@ def fold_batch_norm(module: nn.Module, variables: Any) -> dict[str, Any]:
         kernel, bias = depthwise if depthwise in flat else (*layer, "kernel"), (*norm, "bias")
         flat[kernel] = _like(flat[kernel], np.asarray(flat[kernel]) * factor)
         flat[bias] = _like(flat[bias], np.asarray(flat[bias]) - mean * factor)
+        before = (*layer, "bias")
+        if before in flat:
+            flat[before] = _like(flat[before], np.asarray(flat[before]) * factor)
     return unflatten_dict(flat)
 
 

@@ -83,6 +83,7 @@ class ConvBN(nn.Module):
       padding: "same" (TensorFlow's, see `ops.same_padding`), "fixed" (`ops.fixed_padding`) or
         "valid" (none).
       activation: None for a linear layer.
+      bias: a bias before the batch norm, which some published weights have.
     """
 
     features: int
@@ -92,6 +93,7 @@ class ConvBN(nn.Module):
     rate: ops.Rate = 1
     padding: str = "same"
     activation: Callable | None = nn.relu
+    bias: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -102,6 +104,9 @@ class ConvBN(nn.Module):
         x = ops.conv2d(
             x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.rate, padding
         )
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            x = x + bias.astype(self.dtype)
         x = self.norm(name="norm")(x, train)
         return x if self.activation is None else self.activation(x)
 

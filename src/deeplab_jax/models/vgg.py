@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import ops
-from deeplab_jax.models.layers import Conv, rematerialised
+from deeplab_jax.models.layers import Conv, ConvBN, rematerialised
 
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # (convolutions, channels)
 
@@ -64,10 +64,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        common = {"kernel_size": 3, "rate": self.rate, "dtype": self.dtype}
         for i in range(1, self.convs + 1):
             name = f"conv{self.number}_{i}"
-            x = Conv(self.features, 3, self.rate, dtype=self.dtype, name=name)(x)
-            if self.norm is not None:
-                x = self.norm(name=f"{name}_norm")(x, train)
-            x = nn.relu(x)
+            if self.norm is None:
+                x = nn.relu(Conv(self.features, **common, name=name)(x))
+            else:
+                x = ConvBN(self.features, self.norm, bias=True, **common, name=name)(x, train)
         return x
