@@ -61,7 +61,9 @@ def base() -> ConfigDict:
     model.dtype = "float32"  # "bfloat16": mixed precision
 
     data = config.data = ConfigDict()
-    data.name = "synthetic"  # synthetic, folder, voc
+    data.name = (
+        "synthetic"  # synthetic, folder, voc; of a classifier shapes, image_folder, imagenet
+    )
     data.root = ""
     data.train_split = "train"
     data.normalization = "zero_mean"  # see data/transforms.py; "imagenet": PyTorch's weights
@@ -70,6 +72,9 @@ def base() -> ConfigDict:
     data.max_scale_factor = 2.0
     data.scale_factor_step_size = 0.25
     data.flip = True
+    # Of a classifier, which crops windows of at least this share of an image instead of scaling it.
+    data.min_crop_area, data.max_aspect_ratio = 0.08, 4 / 3
+    data.color_jitter = 0.0  # brightness, contrast, saturation times up to 1 ± this
     data.ignore_label = 255
     data.bootstrap_classes = ()  # [V3] Sec. 4.1: images with any of these class ids appear
     data.bootstrap_copies = 2  # so many times in an epoch
@@ -121,6 +126,7 @@ def base() -> ConfigDict:
     evaluation.split = "val"
     evaluation.batch_size = 1
     evaluation.crop_size = FieldReference((513, 513), field_type=object)  # None: each image's own
+    evaluation.central_fraction = 0.875  # of an image's shorter side that a classifier sees
     evaluation.eval_scales = (1.0,)  # probabilities are averaged over these
     evaluation.add_flipped_images = False
     evaluation.model = ConfigDict()  # the same variables at another stride
@@ -228,7 +234,13 @@ def trainval(variants: dict) -> dict:
     return {f"{name}_trainval": stage(variant) for name, variant in variants.items()}
 
 
-def compose(preset: str, variants: dict, default: str, embedded: dict | None = None) -> ConfigDict:
+def compose(
+    preset: str,
+    variants: dict,
+    default: str,
+    embedded: dict | None = None,
+    datasets: dict | None = None,
+) -> ConfigDict:
     """The config of "variant,dataset".
 
     Args:
@@ -237,27 +249,29 @@ def compose(preset: str, variants: dict, default: str, embedded: dict | None = N
       default: the variant where only a dataset is named.
       embedded: {variant: function(config)} recipes for the synthetic data; the first one is what
         an empty preset means.
+      datasets: {name: function(config)} in place of `DATASETS`.
 
     Raises:
       ValueError: for a word that is neither.
     """
+    datasets = datasets or DATASETS
     words = [word.strip() for word in preset.split(",") if word.strip()]
-    unknown = [word for word in words if word not in variants and word not in DATASETS]
+    unknown = [word for word in words if word not in variants and word not in datasets]
     if unknown:
         raise ValueError(
             f"no preset {unknown[0]!r}; variants: {', '.join(variants)}; "
-            f"datasets: {', '.join(DATASETS)}"
+            f"datasets: {', '.join(datasets)}"
         )
     embedded = embedded or {}
     variant = next((w for w in words if w in variants), None)
-    dataset = next((w for w in words if w in DATASETS), "synthetic")
+    dataset = next((w for w in words if w in datasets), "synthetic")
     if len(words) > (variant is not None) + (dataset in words):
         raise ValueError(f"preset {preset!r}: at most one variant and one dataset")
     if variant is None:
         variant = next(iter(embedded)) if dataset == "synthetic" and embedded else default
     config = base()
     variants[variant](config)
-    DATASETS[dataset](config)
+    datasets[dataset](config)
     if dataset == "synthetic" and variant in embedded:
         embedded[variant](config)
     return config

@@ -347,15 +347,20 @@ V3PLUS_ROWS = [
     ),
     *_rows(
         "[V3+] Table 4, top-1 / top-5 error",
-        ("ResNet-101", "22.40 / 6.02", RESNET, {}, "ImageNet"),
-        ("Xception-65, its paper's depthwise layers", "20.19 / 5.17", XCEPTION, {}, "ImageNet"),
+        ("ResNet-101", "22.40 / 6.02", "imagenet.py:resnet_101_beta", {}),
+        (
+            "Xception-65, its paper's depthwise layers",
+            "20.19 / 5.17",
+            "imagenet.py:xception_65",
+            {"model.xception_depthwise": "norm_relu"},
+        ),
         (
             "without batch norm and ReLU after them",
             "+0.75 / +0.29",
-            XCEPTION,
+            "imagenet.py:xception_65",
             {"model.xception_depthwise": "bare"},
-            "ImageNet",
         ),
+        dataset="imagenet",
     ),
     *_rows(
         "[V3+] Table 7, Cityscapes val",

@@ -17,7 +17,7 @@ FLOORS = [
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers"},
     {"advice", "predict", "check_data", "command_line"},
-    {"evaluate", "train", "convert", "tune_crf"},
+    {"classify", "evaluate", "train", "convert", "tune_crf"},
     {"main"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

@@ -18,7 +18,7 @@ def _untrained_taps(config: Mapping[str, Any]) -> str:
     """Taps that lie in the padding of every crop act as initialised once whole images are larger
     ([V3] Sec. 3.3 and Fig. 4 count the taps inside)."""
     model, size = config["model"], config["data"]["crop_size"]
-    if model["context"] != "aspp" or model["name"] == "fcn":
+    if model["context"] != "aspp" or model["name"] in ("fcn", "classifier"):
         return ""
     names = ("name", "output_stride", "atrous_rates", "fc_kernel_size")
     rates = models.head_rates(*(model[name] for name in names))
@@ -42,6 +42,7 @@ def _slow_statistics(config: Mapping[str, Any]) -> str:
     kept = decay ** train["steps"]
     has_norm = model["name"] in ("v3", "v3plus") and model["context"] != "none"
     has_norm |= model["name"] == "fcn" and model["backbone"] not in models.CLASSIFIERS
+    has_norm |= model["name"] == "classifier" and model["backbone"] not in ("alexnet", "vgg16")
     if not (has_norm and train["fine_tune_batch_norm"] and kept > 0.05):
         return ""
     return (

@@ -12,6 +12,7 @@ import ml_collections
 
 from deeplab_jax import crf, ops, optim
 from deeplab_jax.data.balance import CLASS_WEIGHTS
+from deeplab_jax.data.pipeline import CLASSIFICATION
 from deeplab_jax.errors import ConfigError, did_you_mean
 from deeplab_jax.runtime import finite
 
@@ -105,7 +106,8 @@ def check(config: Mapping[str, Any]) -> None:
     """Raises ConfigError for a value that would only fail later, naming it."""
     values = flat(config)
     classes = values["model.num_classes"]
-    if not 1 <= classes <= 256:
+    classifier = values["model.name"] == "classifier"
+    if not 1 <= classes <= (2**16 if classifier else 256):
         raise ConfigError(f"model.num_classes={classes}: labels are bytes, 1 to 256 classes")
     for key in ("data.crop_size", "eval.crop_size", "predict.crop_size"):
         size = values[key]
@@ -144,10 +146,35 @@ def check(config: Mapping[str, Any]) -> None:
         wrong = [i for i in values[key] if not 0 <= i < classes]
         if wrong:
             raise ConfigError(f"{key}: ids {wrong} are outside 0..{classes - 1}")
+    _check_classifier(values, classifier)
     if values["model.channel_groups"] and values["train.freeze_backbone"]:
         raise ConfigError("train.freeze_backbone does not go with model.channel_groups")
     _check_loss(values, classes)
     _check_optim(values)
+
+
+def _check_classifier(values: Mapping[str, Any], classifier: bool) -> None:
+    name = values["data.name"]
+    if classifier != (name in CLASSIFICATION):
+        raise ConfigError(
+            f"model.name={values['model.name']} does not go with data.name={name}: a classifier "
+            f"takes {', '.join(CLASSIFICATION)}, which have a class an image; other networks have "
+            "label maps"
+        )
+    for key in ("data.min_crop_area", "eval.central_fraction"):
+        if not 0 < values[key] <= 1:
+            raise ConfigError(f"{key}={values[key]}: a share, above 0 and at most 1")
+    if values["data.max_aspect_ratio"] < 1 or not 0 <= values["data.color_jitter"] <= 1:
+        raise ConfigError("data.max_aspect_ratio is at least 1, data.color_jitter 0 to 1")
+    if not classifier:
+        return
+    ignored = values["data.ignore_label"]
+    if 0 <= ignored < values["model.num_classes"]:
+        raise ConfigError(f"data.ignore_label={ignored} is one of the classes; set it to -1")
+    if values["eval.crop_size"] is None:
+        raise ConfigError("eval.crop_size: a classifier sees images of one size, (height, width)")
+    if values["eval.crf"] or values["eval.eval_scales"] != (1.0,):
+        raise ConfigError("eval.crf and eval.eval_scales are of label maps, not of a classifier")
 
 
 def _check_loss(values: Mapping[str, Any], classes: int) -> None:

@@ -178,6 +178,11 @@ def belief_iterations(crf: Mapping[str, Any]) -> list[int]:
     return sorted({min(i, crf["iterations"]) for i in (1, 2, crf["iterations"])})
 
 
+def headline(results: Mapping[str, Any]) -> str:
+    """The one figure that a line has room for."""
+    return f"mean iou {100 * results['mean_iou']:.2f} %"
+
+
 def table(results: Mapping[str, Any]) -> str:
     """The per-class table and the totals, for people. An absent class shows as "–"."""
     width = max(len(name) for name in results["iou"])

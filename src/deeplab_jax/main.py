@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from deeplab_jax import (
     advice,
     checkpoint,
+    classify,
     command_line,
     convert,
     counting,
@@ -36,6 +37,8 @@ from deeplab_jax.errors import (
     did_you_mean,
 )
 from deeplab_jax.models.folding import fold_batch_norm
+
+LABEL_MAPS = ("predict", "check_data", "tune_crf")  # modes that a classifier has no use for
 
 
 def run(
@@ -72,6 +75,8 @@ def run(
     for folder in (workdir, output):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise ResourceError(f"{folder} is a file; --workdir and --output name folders")
+    if config is not None and _scoring(config) is classify and mode in LABEL_MAPS:
+        raise ConfigError(f"--mode={mode} is about label maps, and model.name=classifier has none")
     traces = workdir / "profile" if profile else None
     if mode == "train":
         return _train(config, workdir, traces)
@@ -116,11 +121,12 @@ def _train(config, workdir: Path, traces: Path | None):
         runtime.say(warning)
 
     def evaluate_between(variables, step):
-        results = evaluate.evaluate(
+        scoring = _scoring(config)
+        results = scoring.evaluate(
             eval_module, variables, val_source, config, labels, mesh=mesh
         ).figures
         _write_metrics(workdir, step, config.eval.split, results)
-        runtime.say(f"step {step}  {config.eval.split} mean iou {100 * results['mean_iou']:.2f} %")
+        runtime.say(f"step {step}  {config.eval.split} {scoring.headline(results)}")
 
     variables, step = training.train(
         module,
@@ -138,6 +144,11 @@ def _train(config, workdir: Path, traces: Path | None):
         profile=traces,
     )
     return _evaluate_fully(config, workdir, eval_module, variables, val_source, labels, step)
+
+
+def _scoring(config):
+    """The module that scores label maps, or classes of images: their calls are the same."""
+    return classify if config.model.name == "classifier" else evaluate
 
 
 def _eval(config, workdir: Path):
@@ -166,7 +177,8 @@ def _check_channels(config, channels: int) -> None:
 
 
 def _evaluate_fully(config, workdir, module, variables, source, labels, step):
-    found = evaluate.evaluate(
+    scoring = _scoring(config)
+    found = scoring.evaluate(
         module,
         variables,
         source,
@@ -178,9 +190,9 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
     )
     folder = workdir / "eval"
     results = found.figures
-    evaluate.write(folder, found, labels, config.crf)
+    scoring.write(folder, found, labels, config.crf)
     _write_metrics(workdir, step, config.eval.split, results)
-    runtime.say(evaluate.table(results))
+    runtime.say(scoring.table(results))
     runtime.say(f"pictures and tables in {folder}")
     return results
 

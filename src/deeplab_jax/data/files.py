@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import io
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +21,17 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 NARROW_GREY = {"L;2": 85, "L;4": 17}
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
     """Reads an image as RGB, [H, W, 3] uint8, turned upright by its EXIF orientation.
+
+    Args:
+      path: the file, or what to call the image in messages where `encoded` is one's content.
+      encoded: a file's content that lies elsewhere, in a database.
 
     Raises:
       DataError: if the file is missing, truncated, no image, or larger than Pillow's limit.
     """
-    with _opened(path, IMAGE_FORMATS, "image") as image:
+    with _opened(path, IMAGE_FORMATS, "image", encoded) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
             raise DataError(
@@ -63,8 +68,9 @@ def read_mask(path: str | Path) -> np.ndarray:
 class _opened:
     """Opens and fully decodes an image, turning every way that can fail into a DataError."""
 
-    def __init__(self, path, formats, what):
+    def __init__(self, path, formats, what, encoded=None):
         self.path, self.formats, self.what = Path(path), formats, what
+        self.encoded = encoded
 
     def __enter__(self) -> Image.Image:
         self.image = None
@@ -77,7 +83,8 @@ class _opened:
 
     def _decoded(self) -> Image.Image:
         try:
-            self.image = Image.open(self.path, formats=self.formats)
+            file = self.path if self.encoded is None else io.BytesIO(self.encoded)
+            self.image = Image.open(file, formats=self.formats)
             arguments = self.image.tile[0][3] if self.image.tile else None
             self.stored_mode = arguments[0] if isinstance(arguments, tuple) else arguments
             self.image.load()
@@ -91,9 +98,10 @@ class _opened:
                 "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
             ) from error
         except UnidentifiedImageError as error:
+            size = self.path.stat().st_size if self.encoded is None else len(self.encoded)
             raise DataError(
                 f"{self.path}: not a readable {self.what} ({', '.join(self.formats)} are read, "
-                f"the file has {self.path.stat().st_size} bytes); replace or remove it"
+                f"the file has {size} bytes); replace or remove it"
             ) from error
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise DataError(

@@ -7,13 +7,15 @@ from typing import Any
 import grain
 import numpy as np
 
-from deeplab_jax.data import files
+from deeplab_jax.data import files, shapes
+from deeplab_jax.data.classification import CentralCrops, ImageFolder, RandomResizedCrop
 from deeplab_jax.data.labels import SYNTHETIC_CLASSES, VOC_CLASSES, Labels, labels
 from deeplab_jax.data.synthetic import Synthetic
 from deeplab_jax.data.transforms import Augment, normalization, pad_to
 from deeplab_jax.errors import ConfigError, did_you_mean
 
-DATASETS = ("synthetic", "folder", "voc")
+CLASSIFICATION = ("shapes", "image_folder", "imagenet")  # a class an image
+DATASETS = ("synthetic", "folder", "voc", *CLASSIFICATION)
 
 
 def source(data: Mapping[str, Any], split: str, num_classes: int):
@@ -24,20 +26,37 @@ def source(data: Mapping[str, Any], split: str, num_classes: int):
       DataError: for files that are not there.
     """
     name = _known(data["name"])
-    if name == "synthetic":
+    if name in ("synthetic", "shapes"):
+        options = dict(data["synthetic"])
+        if name == "shapes":  # these have neither depth nor geometry
+            options = {key: options[key] for key in ("seed", "version")}
         try:
-            scenes = Synthetic(split, **data["synthetic"])
+            made = {"synthetic": Synthetic, "shapes": shapes.Shapes}[name](split, **options)
         except ValueError as error:
             raise ConfigError(f"data.synthetic: {error}") from error
-        return _Cached(scenes) if data["cache"] else scenes
+        return _Cached(made) if data["cache"] else made
+    if name == "imagenet":
+        from deeplab_jax.data.imagenet import ImageNet  # TFDS takes a second to import
+
+        return ImageNet(data["root"], split)
+    if name == "image_folder":
+        images = ImageFolder(data["root"], split)
+        if len(images.names) != num_classes:
+            raise ConfigError(
+                f"{images.root / 'train'} has {len(images.names)} classes: set "
+                f"--config.model.num_classes={len(images.names)}"
+            )
+        return images
     layout = {"folder": files.folder, "voc": files.voc}[name]
     return layout(data["root"], split, num_classes, data["ignore_label"])
 
 
 def class_labels(data: Mapping[str, Any], num_classes: int) -> Labels:
     """Names and colours of the dataset's classes; a folder may name its own in classes.txt."""
-    known = {"synthetic": SYNTHETIC_CLASSES, "voc": VOC_CLASSES, "folder": ()}
-    names = known[_known(data["name"])]
+    known = {"synthetic": SYNTHETIC_CLASSES, "voc": VOC_CLASSES, "shapes": shapes.CLASSES}
+    names = known.get(_known(data["name"]), ())
+    if data["name"] == "image_folder":
+        names = ImageFolder(data["root"], data["train_split"]).names
     path = Path(data["root"]) / "classes.txt"
     if data["name"] == "folder" and path.is_file():
         names = files.read_lines(path)
@@ -78,17 +97,22 @@ def train_iterator(source, data: Mapping[str, Any], seed: int, batch_size: int):
 
     Each epoch has an order of its own; every example is augmented from a random generator of
     its place in the stream. `get_state()` and `set_state()` save and restore the position.
+    Of images with a class each "label" is [B, 1, 1].
     """
-    channels = source[0]["image"].shape[-1]
-    augment = Augment(
-        crop_size=tuple(data["crop_size"]),
-        min_scale_factor=data["min_scale_factor"],
-        max_scale_factor=data["max_scale_factor"],
-        scale_factor_step_size=data["scale_factor_step_size"],
-        flip=data["flip"],
-        pad_value=tuple(normalization(data["normalization"], channels)[0]),
-        ignore_label=data["ignore_label"],
-    )
+    common = {"crop_size": tuple(data["crop_size"]), "flip": data["flip"]}
+    if data["name"] in CLASSIFICATION:
+        keys = ("min_crop_area", "max_aspect_ratio", "color_jitter")
+        augment = RandomResizedCrop(**common, **{key: data[key] for key in keys})
+    else:
+        channels = source[0]["image"].shape[-1]
+        augment = Augment(
+            min_scale_factor=data["min_scale_factor"],
+            max_scale_factor=data["max_scale_factor"],
+            scale_factor_step_size=data["scale_factor_step_size"],
+            pad_value=tuple(normalization(data["normalization"], channels)[0]),
+            ignore_label=data["ignore_label"],
+            **common,
+        )
     dataset = (
         grain.MapDataset.source(source)
         .seed(seed)
@@ -128,6 +152,11 @@ def eval_batches(source, crop_size, pad_value, batch_size: int):
             yield _padded(waiting.pop(size), size, pad_value, batch_size)
     for size, group in waiting.items():
         yield _padded(group, size, pad_value, batch_size)
+
+
+def central_batches(source, crop_size, fraction: float, batch_size: int):
+    """As `eval_batches`, of the middle of each image: [B, *crop_size, C]."""
+    return eval_batches(CentralCrops(source, crop_size, fraction), crop_size, 0.0, batch_size)
 
 
 def _padded(group: list[dict], size, pad_value, batch_size: int):

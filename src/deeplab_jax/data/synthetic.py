@@ -58,10 +58,7 @@ class Synthetic:
     version: int = VERSION
 
     def __post_init__(self):
-        if self.split not in SPLITS:
-            raise ValueError(f"split {self.split!r} is not one of {', '.join(SPLITS)}")
-        if self.version != VERSION:
-            raise ValueError(f"synthetic data version {self.version}: this is version {VERSION}")
+        check(self.split, self.version)
 
     def __len__(self) -> int:
         return SPLITS[self.split]
@@ -72,24 +69,41 @@ class Synthetic:
         "links" [193, 193] uint8 ties each twin to its cue: pixels 1 and 3 are twins, 2 and 4
         their beacons.
         """
-        split = list(SPLITS).index(self.split)
-        scene = _Scene(np.random.default_rng((self.version, self.seed, split, int(index))))
-        image = scene.image
+        drawn = scene(self.version, self.seed, self.split, int(index))
+        image = drawn.image
         if self.depth:
-            image = np.concatenate([image, scene.depth[..., None]], axis=-1)
+            image = np.concatenate([image, drawn.depth[..., None]], axis=-1)
         example = {
             "image": image,
-            "label": scene.label,
-            "links": scene.links,
+            "label": drawn.label,
+            "links": drawn.links,
             "name": f"{self.split}_{index:04d}",
         }
         if self.geometry:
-            example["label_geometry"] = scene.geometry
+            example["label_geometry"] = drawn.geometry
         return example
 
 
+def check(split: str, version: int) -> None:
+    """Raises ValueError for a split or a version that there is not."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    if version != VERSION:
+        raise ValueError(f"synthetic data version {version}: this is version {VERSION}")
+
+
+def scene(version: int, seed: int, split: str, index: int) -> "_Scene":
+    """The scene of that number, drawn."""
+    return _Scene(np.random.default_rng((version, seed, list(SPLITS).index(split), index)))
+
+
 class _Scene:
-    """Draws one scene, back to front."""
+    """Draws one scene, back to front.
+
+    Attributes:
+      image [193, 193, 3], label, links, geometry, depth [193, 193]: uint8.
+      objects: (kind, (y, x), reach in px) of all but the twins.
+    """
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
@@ -97,6 +111,7 @@ class _Scene:
         self.links = np.zeros((SIZE, SIZE), np.uint8)
         self.geometry = np.zeros((SIZE, SIZE), np.uint8)
         self.placed: list[tuple[float, float, float]] = []  # (y, x, radius) already taken
+        self.objects: list[tuple[int, tuple[float, float], float]] = []
         self._paint_background()
 
         count = int(rng.integers(4, 8))
@@ -228,6 +243,7 @@ class _Scene:
             pitch, half = rng.uniform(12, 16), rng.uniform(1.5, 2.5)
             shape = lambda dy, dx: _lattice(dy, dx, radius * 0.7, pitch, half, angle)  # noqa: E731
         place = self._place(radius)
+        self.objects.append((kind, place, reach))
         self._paint(shape, place, reach, self._contrasting(place), kind, lift=self._lift())
 
     def _twin(self, kind, centre, beacon, tilt, size, link):

@@ -32,6 +32,7 @@ from deeplab_jax.importers.table import Layout
 
 # In this order: a trunk's names are also those of the models around it.
 LAYOUTS = (
+    ours.CLASSIFIER,
     ours.LAYOUT,
     *tf_frozen.LAYOUTS,
     *tf_slim.LAYOUTS,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import WeightsError
-from deeplab_jax.importers import readers
+from deeplab_jax.importers import readers, vgg
 from deeplab_jax.importers.table import Layout, Rule
 
 HEADER = "deeplab_jax"  # its entry in the file's header describes the model, as JSON
@@ -41,4 +41,28 @@ LAYOUT = Layout(
     rules=(Rule(r"((?:params|batch_stats)/.*)", r"\1"),),
     infer=None,
     normalization="zero_mean",
+)
+
+# A classifier (`models.build(name="classifier")`), from which any network starts as from a trunk.
+CLASSIFIER = Layout(
+    name="deeplab_jax classifier, as a trunk",
+    signature=(r"params/classifier/kernel", r"params/backbone/.*"),
+    rules=(
+        Rule(r"((?:params|batch_stats)/backbone/.*)", r"\1"),
+        Rule(
+            r"((?:params|batch_stats)/(?:last|classifier)/.*)",
+            r"\1",
+            why="the classifier's last layers",
+            optional=True,
+        ),
+        *vgg.fully_connected(
+            6, "params/fc6", "/kernel", "/bias", vgg.thinned_fc6, (None,) * 4, channels=None
+        ),
+        *vgg.fully_connected(
+            7, "params/fc7", "/kernel", "/bias", vgg.thinned_fc7, (1, 1, None, None), channels=None
+        ),
+    ),
+    infer=None,
+    normalization="zero_mean",
+    trunk=True,
 )

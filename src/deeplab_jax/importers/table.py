@@ -23,23 +23,27 @@ class Rule(NamedTuple):
       path: our path, as the match's template or a function of the match; None skips the key.
       change: of the array's axes.
       why: what a skipped key is.
-      shape: of an array that each place cuts to its own shape; the foreign one must be this. Then
-        `path` is a wildcard for all places, of which there may be none, and `change` takes the
-        array and the wanted shape.
+      shape: of an array that each place cuts to its own shape; the foreign one must be this (None:
+        of any size there). `change` then takes the array and the wanted shape.
+      optional: `path` is a wildcard for all places, of which there may be none; with a `shape` it
+        always is.
     """
 
     pattern: str
     path: str | Callable[[re.Match], str] | None
     change: Callable[..., np.ndarray] = same
     why: str = ""
-    shape: tuple[int, ...] | None = None
+    shape: tuple[int | None, ...] | None = None
+    optional: bool = False
 
     def places(self, match: re.Match, paths) -> list[str]:
         """What the key fills of our paths; nothing: it is skipped."""
         if self.path is None:
             return []
         path = match.expand(self.path) if isinstance(self.path, str) else self.path(match)
-        return [path] if self.shape is None else fnmatch.filter(paths, path)
+        if self.shape is None and not self.optional:
+            return [path]
+        return fnmatch.filter(paths, path)
 
 
 def skip(pattern: str, why: str) -> Rule:
@@ -114,7 +118,8 @@ class Layout:
             theirs = _first_of_more_channels(tuple(array.shape), wanted)
             fits = sorted(n for n in theirs if n > 1) == sorted(n for n in wanted if n > 1)
         else:
-            fits = tuple(array.shape) == rule.shape
+            fits = len(array.shape) == len(rule.shape)
+            fits = fits and all(r in (None, n) for r, n in zip(rule.shape, array.shape))
         if fits:
             read = np.asarray(array.read() if hasattr(array, "read") else array)
             try:
@@ -161,7 +166,7 @@ def _first_of_more_channels(theirs: tuple[int, ...], ours: tuple[int, ...]) -> t
 
 def _other_classes(path: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
     """Whether a classifier differs in its number of classes alone; theirs may be OIHW."""
-    if not path.startswith("params/logits") or len(theirs) != len(ours):
+    if not path.startswith(("params/logits", "params/classifier")) or len(theirs) != len(ours):
         return False
     return len(ours) == 1 or theirs[:-1] == ours[:-1] or theirs[1:] == (ours[2], *ours[:2])
 

@@ -28,36 +28,39 @@ POSITIONS_BN = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)
 ALEXNET = (0, 3, 6, 8, 10)
 
 
-def filters(layer: int, channels: int) -> np.ndarray:
-    """Which of the 4096 filters of fc6 or fc7 (`layer` 6 or 7) a model of so many channels keeps.
+def filters(layer: int, channels: int, count: int = 4096) -> np.ndarray:
+    """Which of `count` filters of fc6 or fc7 (`layer` 6 or 7) a model of so many channels keeps.
 
     Raises:
-      ValueError: for more than 4096.
+      ValueError: for more than there are.
     """
-    return np.sort(np.random.default_rng(layer).choice(4096, channels, replace=False))
+    return np.sort(np.random.default_rng(layer).choice(count, channels, replace=False))
 
 
-def _fc6(kernel: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+def thinned_fc6(kernel: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
     """[7, 7, 512, 4096] → [k, k, 512, channels]; AlexNet's are [6, 6, 256, 4096]"""
     last = len(kernel) - 1
     rows, columns = (np.linspace(0, last, size).round().astype(int) for size in wanted[:2])
-    return kernel[np.ix_(rows, columns)][..., filters(6, wanted[3])]
+    return kernel[np.ix_(rows, columns)][..., filters(6, wanted[3], kernel.shape[3])]
 
 
-def _fc7(kernel: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+def thinned_fc7(kernel: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
     """[1, 1, 4096, 4096] → [1, 1, channels, channels]"""
-    return kernel[:, :, filters(6, wanted[2])][..., filters(7, wanted[3])]
+    _, _, inputs, outputs = kernel.shape
+    return kernel[:, :, filters(6, wanted[2], inputs)][..., filters(7, wanted[3], outputs)]
 
 
 def _torch_fc6(size: int, weight: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
-    return _fc6(dense(weight.reshape(4096, -1, size, size)), wanted)  # flattened as C, H, W
+    return thinned_fc6(dense(weight.reshape(4096, -1, size, size)), wanted)  # flattened as C, H, W
 
 
 def _torch_fc7(weight: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
-    return _fc7(dense(weight[:, :, None, None]), wanted)
+    return thinned_fc7(dense(weight[:, :, None, None]), wanted)
 
 
-def _fully_connected(layer: int, name: str, kernel: str, bias: str, change, shape) -> tuple:
+def fully_connected(
+    layer: int, name: str, kernel: str, bias: str, change, shape, channels: int | None = 4096
+) -> tuple:
     """Rules of fc6 or fc7, `kernel` and `bias` what their leaves are called."""
     ours, why = f"params/*fc{layer}", "fully connected layers this model is without"
     return (
@@ -65,9 +68,9 @@ def _fully_connected(layer: int, name: str, kernel: str, bias: str, change, shap
         Rule(
             rf"{name}{bias}",
             f"{ours}/bias",
-            lambda array, wanted: array[filters(layer, wanted[0])],
+            lambda array, wanted: array[filters(layer, wanted[0], len(array))],
             why,
-            (4096,),
+            (channels,),
         ),
     )
 
@@ -104,7 +107,7 @@ def _torchvision(convs, positions, fc6: int, fc7: int, taps: int, channels: int)
             for conv, position in zip(convs, positions)
             for rule in torch_conv_bias(rf"features\.{position}", f"backbone/{conv}")
         ),
-        *_fully_connected(
+        *fully_connected(
             6,
             rf"classifier\.{fc6}",
             r"\.weight",
@@ -112,7 +115,7 @@ def _torchvision(convs, positions, fc6: int, fc7: int, taps: int, channels: int)
             partial(_torch_fc6, taps),
             (4096, channels * taps * taps),
         ),
-        *_fully_connected(
+        *fully_connected(
             7, rf"classifier\.{fc7}", r"\.weight", r"\.bias", _torch_fc7, (4096, 4096)
         ),
         skip(r"classifier\.6\.(weight|bias)", _CLASSIFIER),
@@ -155,8 +158,12 @@ LAYOUTS = (
         (r"vgg_16/conv1/conv1_1/weights",),
         (
             *_convolutions([f"vgg_16/{c.split('_')[0]}/{c}" for c in CONVS], "weights", "biases"),
-            *_fully_connected(6, r"vgg_16/fc6", "/weights", "/biases", _fc6, (7, 7, 512, 4096)),
-            *_fully_connected(7, r"vgg_16/fc7", "/weights", "/biases", _fc7, (1, 1, 4096, 4096)),
+            *fully_connected(
+                6, r"vgg_16/fc6", "/weights", "/biases", thinned_fc6, (7, 7, 512, 4096)
+            ),
+            *fully_connected(
+                7, r"vgg_16/fc7", "/weights", "/biases", thinned_fc7, (1, 1, 4096, 4096)
+            ),
             skip(r"vgg_16/fc8/(weights|biases)", _CLASSIFIER),
             skip(r"vgg_16/mean_rgb", "the mean pixel"),
             *tf_slim.SKIPPED,

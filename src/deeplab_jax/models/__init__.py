@@ -11,6 +11,7 @@ from deeplab_jax import ops
 from deeplab_jax.models import mobilenet_v3, resnet, xception
 from deeplab_jax.models.alexnet import AlexNet
 from deeplab_jax.models.aspp import ASPP, DensePredictionCell
+from deeplab_jax.models.classifier import TAILS, Classifier, Tail
 from deeplab_jax.models.deeplab import Decoder, DeepLab
 from deeplab_jax.models.fcn import FCN, FCNHead, PlainFCN
 from deeplab_jax.models.fusion import Heads, LateFusion
@@ -25,7 +26,7 @@ from deeplab_jax.models.v2 import DeepLabV2, MultiScale
 from deeplab_jax.models.vgg import VGG16
 from deeplab_jax.models.xception import Xception
 
-NAMES = ("fcn", "v1", "v2", "v3", "v3plus")
+NAMES = ("classifier", "fcn", "v1", "v2", "v3", "v3plus")
 CONTEXTS = ("aspp", "dpc", "lraspp", "none")
 # FCN's classifiers: size of fc6 at their last pooling, and the share that is dropped.
 CLASSIFIERS = {
@@ -111,8 +112,9 @@ def build(
 
     Args:
       name: "v3plus" ([V3+], with decoder), "v3" ([V3], without), "v2" ([V2], a sum of atrous
-        branches), "v1" ([V1], one branch) or "fcn" ([FCN] on its classifiers, VGG-16, AlexNet and
-        GoogLeNet; on any other backbone the plain head of PyTorch's fcn_resnet50).
+        branches), "v1" ([V1], one branch), "fcn" ([FCN] on its classifiers, VGG-16, AlexNet and
+        GoogLeNet; on any other backbone the plain head of PyTorch's fcn_resnet50) or "classifier"
+        (an image's class, what backbones are pretrained as: logits [B, 1, 1, num_classes]).
       backbone: one of `BACKBONES` (models/resnet.py tells the shapes of ResNet), or an encoder of
         your own, as a callable or as "module:attribute": called with output_stride, norm, dtype
         and name, it makes a module that takes (images, train) and returns {"features",
@@ -136,7 +138,8 @@ def build(
       depthwise_norm: batch norm and ReLU between the halves of a head's separable convolution.
       aspp_channels: channels of each ASPP branch and of its projection.
       aspp_convs: 3x3 convolutions behind the ASPP's projection (PyTorch's ports: 1).
-      dropout: of v3 and v3plus: the share dropped behind the ASPP's projection in training.
+      dropout: of v3 and v3plus: the share dropped behind the ASPP's projection in training; of a
+        classifier: before its last layer.
       decoder_output_stride: stride of the decoder's low-level features (4, 8 or 16, at most
         output_stride); (8, 4) refines in two stages; None is no decoder. v3 has none whatever this
         says. Of fcn on VGG-16 at stride 32: None is FCN-32s, 16 FCN-16s, 8 FCN-8s.
@@ -151,8 +154,8 @@ def build(
         output in training is then {"logits", "auxiliary"}.
       xception_depthwise: what follows Xception's depthwise convolutions, see `Xception`.
       fc_kernel_size, fc_channels: of fc6, and of fc6 and fc7, in v1 and in every branch of v2 on
-        VGG-16 ([V2] Table 1: 7 or 4 with 4096, LargeFOV 3 with 1024). fcn takes the classifier's
-        own size and fc_channels.
+        VGG-16 ([V2] Table 1: 7 or 4 with 4096, LargeFOV 3 with 1024). fcn and a classifier take
+        the original's size and fc_channels.
       multi_scale_features: v1's classifier reads the image and four poolings, too ([V1] "MSc").
       width_multiplier: of MobileNetV2.
       align_corners: of the upsampling in the decoder.
@@ -211,6 +214,8 @@ def build(
             f"multi_scale_features applies to v1 on vgg16, not to {name} on {backbone}"
         )
 
+    if name == "classifier" and output_stride != 32:
+        raise ValueError(f"a classifier has output_stride 32, not {output_stride}")
     classic = name == "fcn" and backbone in CLASSIFIERS
     if classic:
         if output_stride != 32 or (strides and not vgg) or strides not in ((), (16,), (8,)):
@@ -219,7 +224,7 @@ def build(
                 f"decoder_output_stride, 16 or 8; not {output_stride} and {decoder_output_stride}"
             )
         strides = tuple(s for s in (16, 8) if strides and s >= strides[0])
-    elif backbone in ("alexnet", "googlenet", "googlenet_5x5"):
+    elif backbone in ("alexnet", "googlenet", "googlenet_5x5") and name != "classifier":
         raise ValueError(f"{backbone} is a backbone of fcn alone: it has no atrous form")
 
     family = "own" if own else backbone.split("_")[0]
@@ -234,7 +239,7 @@ def build(
         padding=padding,
         dilation_start=dilation_start,
         low_level=low_level,
-        pool_size=2 if classic else 3,
+        pool_size=2 if classic or name == "classifier" else 3,
         remat=remat,
         dtype=jnp.dtype(dtype),
         norm=_norm(batch_norm_decay or decay, batch_norm_epsilon or epsilon, dtype),
@@ -254,7 +259,18 @@ def build(
     classifier = partial(Logits, sum(heads.values()), logits_stddev)
     fcn_head = partial(FCNHead, classifier=classifier, **common)
     fully_connected = partial(FullyConnected, features=fc_channels, dtype=common["dtype"])
-    if name == "v1":
+    if name == "classifier":
+        tail = TAILS.get(backbone, Tail())
+        network = Classifier(
+            encoder,
+            tail,
+            width_multiplier,
+            partial(fully_connected, tail.window, 1),
+            dropout,
+            classifier=classifier,
+            **common,
+        )
+    elif name == "v1":
         fully_connected = partial(fully_connected, fc_kernel_size, rates[0])
         beside = partial(MultiScaleFeatures, output_stride, common["dtype"])
         network = DeepLabV1(
@@ -327,6 +343,8 @@ def build(
             fcn_head if auxiliary else None,
             classifier,
         )
+    if name == "classifier" and (len(heads) > 1 or input_scales or auxiliary):
+        raise ValueError("a classifier has no further heads, no input_scales and no auxiliary")
     if len(heads) > 1 and (input_scales or auxiliary):
         raise ValueError("heads go neither with input_scales nor with an auxiliary classifier")
     if channel_groups and (input_scales or auxiliary):

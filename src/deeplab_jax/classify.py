@@ -1,0 +1,129 @@
+"""Evaluation of image classifiers: top-1 and top-5 error over a whole split, and a picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax import pictures, runtime
+from deeplab_jax.data import pipeline
+from deeplab_jax.data.labels import Labels
+from deeplab_jax.predict import normalize
+
+TOP = 5
+COLUMNS = 4  # of the picture
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` found.
+
+    Attributes:
+      figures: JSON-able: "top_1_error", "top_5_error" and, by class, "error".
+      tiles: pictures of images, with the truth and what was answered.
+    """
+
+    figures: dict[str, Any]
+    tiles: list[np.ndarray]
+
+
+def evaluate(
+    module: nn.Module,
+    variables: Any,
+    source,
+    config: Mapping[str, Any],
+    labels: Labels,
+    *,
+    mesh,
+    trimap_widths: Sequence[int] = (),
+    panels: int = 0,
+) -> Evaluation:
+    """Classifies the middle of every image of `source`; arguments as `evaluate.evaluate`'s.
+
+    With `eval.add_flipped_images` the probabilities of an image and its mirror image are averaged.
+    Labels have no boundaries here: `trimap_widths` measures nothing.
+    """
+    batch_size = -(-config["eval"]["batch_size"] // mesh.size) * mesh.size
+    classes = config["model"]["num_classes"]
+    shown = set(np.linspace(0, len(source) - 1, panels).astype(int).tolist()) if panels else set()
+    asked, wrong = np.zeros(classes, np.int64), np.zeros((2, classes), np.int64)
+    tiles, seen = [], 0
+    batches = pipeline.central_batches(
+        source, config["eval"]["crop_size"], config["eval"]["central_fraction"], batch_size
+    )
+    with runtime.Progress(len(source), "eval") as progress:
+        for images, examples in batches:
+            best, probs = _likeliest(
+                module,
+                variables,
+                runtime.shard_batch(images, mesh),
+                normalization=config["data"]["normalization"],
+                mirrored=config["eval"]["add_flipped_images"],
+            )
+            for image, ids, prob, example in zip(
+                images, np.asarray(best), np.asarray(probs), examples
+            ):
+                truth = int(example["label"][0, 0])
+                asked[truth] += 1
+                wrong[0, truth] += truth != ids[0]
+                wrong[1, truth] += truth not in ids
+                if seen in shown:
+                    answer = f"{labels.names[ids[0]]} {100 * prob[0]:.0f} %"
+                    right = "" if truth == ids[0] else f", is {labels.names[truth]}"
+                    tile = pictures.fit(image[..., :3].astype(np.uint8), 240)
+                    tiles.append(pictures.named(tile, answer + right))
+                seen += 1
+            progress.advance(len(examples))
+    with np.errstate(invalid="ignore"):  # a class that no image has
+        by_class = wrong[0] / asked
+    top_1, top_5 = (wrong.sum(axis=1) / max(asked.sum(), 1)).tolist()
+    figures = {"top_1_error": top_1, "top_5_error": top_5}
+    figures["error"] = dict(zip(labels.names, by_class.tolist()))
+    return Evaluation(figures, tiles)
+
+
+@partial(jax.jit, static_argnames=("module", "normalization", "mirrored"))
+def _likeliest(module, variables, images, *, normalization: str, mirrored: bool):
+    """[B, H, W, C] in 0..255 → ids [B, 5] of the likeliest classes, and their probabilities."""
+    views = [images, images[:, :, ::-1]] if mirrored else [images]
+    probs = sum(
+        jax.nn.softmax(module.apply(variables, normalize(view, normalization))[:, 0, 0])
+        for view in views
+    )
+    probs, ids = jax.lax.top_k(probs / len(views), min(TOP, probs.shape[-1]))
+    return ids.astype(jnp.int32), probs
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The one figure that a line has room for."""
+    return f"top-1 error {100 * results['top_1_error']:.2f} %"
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The totals and the classes most often missed, for people."""
+    lines = [f"top-{k} error: {100 * results[f'top_{k}_error']:.2f} %" for k in (1, TOP)]
+    missed = {n: e for n, e in results["error"].items() if not np.isnan(e)}
+    worst = sorted(missed, key=missed.get, reverse=True)[:10]
+    width = max(len(name) for name in worst)
+    lines += [f"{'class':<{width}}  error %"]
+    lines += [f"{name:<{width}}  {100 * missed[name]:>7.2f}" for name in worst]
+    if len(missed) > len(worst):
+        lines.append(f"and {len(missed) - len(worst)} classes of a lower error")
+    return "\n".join(lines)
+
+
+def write(folder: Path, found: Evaluation, labels: Labels, crf: Mapping[str, Any]) -> None:
+    """Writes results.json and panel.png; arguments as `evaluate.write`'s."""
+    results = json.dumps(runtime.finite(found.figures), indent=1) + "\n"
+    runtime.write_whole(folder / "results.json", results)
+    rows = [found.tiles[i : i + COLUMNS] for i in range(0, len(found.tiles), COLUMNS)]
+    if rows:
+        blank = np.full((1, 1, 3), 255, np.uint8)
+        rows[-1] += [blank] * (len(rows[0]) - len(rows[-1]))
+        picture = pictures.panel(rows, ["prediction"] + [""] * (len(rows[0]) - 1))
+        runtime.write_whole(folder / "panel.png", pictures.png(picture))
