@@ -34,7 +34,7 @@ from deeplab_jax.crf.kernels import (
 LARGEST = 68  # px, the side of a cell
 # Shares of the pixels that may be in doubt: the least that holds all who are. Where none does, all
 # pixels go on by ears, and only in the last iterations do those of most doubt listen.
-LEVELS, LAST = (1 / 12, 1 / 6), 3
+LEVELS, LAST = (1 / 18, 1 / 12, 1 / 9, 1 / 6), 3
 DOUBT = 0.01  # of a pixel's most likely class
 BLOCK = 64  # listeners that share the keys near them
 COARSE_ENOUGH = 2.5  # px of sigma_gamma
