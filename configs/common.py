@@ -61,10 +61,12 @@ def base() -> ConfigDict:
     model.dtype = "float32"  # "bfloat16": mixed precision
 
     data = config.data = ConfigDict()
-    data.name = (
-        "synthetic"  # synthetic, folder, voc; of a classifier shapes, image_folder, imagenet
-    )
+    # synthetic, folder, voc, camvid, cityscapes, ade20k; a classifier's are shapes, image_folder,
+    # imagenet
+    data.name = "synthetic"
     data.root = ""
+    # Of a folder: {id in its masks: id}, all there are; None: they are the same.
+    data.label_map = FieldReference(None, field_type=object)
     data.train_split = "train"
     data.normalization = "zero_mean"  # see data/transforms.py; "imagenet": PyTorch's weights
     data.crop_size = (513, 513)
@@ -181,6 +183,35 @@ def voc(config: ConfigDict) -> None:
     config.model.num_classes = 21
 
 
+def camvid(config: ConfigDict) -> None:
+    """CamVid in SegNet's split (arXiv 1511.00561): 360x480, 11 classes, rare ones weigh more."""
+    config.data.name = "camvid"
+    config.data.crop_size = (321, 321)
+    config.eval.crop_size = (361, 481)
+    config.eval.split = "test"
+    config.model.num_classes = 11
+    config.loss.class_weights = "median_frequency"
+    config.train.steps = 8000
+    config.train.eval_every = 1000
+
+
+def cityscapes(config: ConfigDict) -> None:
+    """Cityscapes, fine annotations; crop and steps of the official code's recipe."""
+    config.data.name = "cityscapes"
+    config.data.crop_size = (769, 769)
+    config.eval.crop_size = (1025, 2049)
+    config.model.num_classes = 19
+    config.train.steps = 90_000
+
+
+def ade20k(config: ConfigDict) -> None:
+    """ADE20K, 150 classes ("other" is void); steps of the official code's recipe."""
+    config.data.name = "ade20k"
+    config.eval.crop_size = None
+    config.model.num_classes = 150
+    config.train.steps = 150_000
+
+
 def folder(config: ConfigDict) -> None:
     """A user's own images/ and masks/: set data.root and model.num_classes."""
     config.data.name = "folder"
@@ -190,7 +221,14 @@ def folder(config: ConfigDict) -> None:
     config.model.logits_stddev = max(config.model.logits_stddev, 0.08)
 
 
-DATASETS = {"synthetic": synthetic, "voc": voc, "folder": folder}
+DATASETS = {
+    "synthetic": synthetic,
+    "folder": folder,
+    "voc": voc,
+    "camvid": camvid,
+    "cityscapes": cityscapes,
+    "ade20k": ade20k,
+}
 
 
 def embedded(config: ConfigDict) -> None:

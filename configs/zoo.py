@@ -55,13 +55,6 @@ MOBILENET_V3_SMALL = MOBILENET_V3 | {"backbone": "mobilenet_v3_small_seg"}
 HALF = {"width_multiplier": 0.5}
 
 
-def cityscapes(config):
-    """19 train ids; until their own layout is read: images/ and masks/ of train ids."""
-    common.folder(config)
-    config.model.num_classes = 19
-    config.eval.crop_size = (1025, 2049)
-
-
 def ade20k(config):
     """150 classes and 0, "other", which counts for nothing; images/ and masks/."""
     common.folder(config)
@@ -80,12 +73,12 @@ PUBLISHED = {
     "mobilenetv2_coco_voc_trainval": (MOBILENET_V2, common.voc, 8, TO_175),
     "xception65_coco_voc_trainaug": (XCEPTION_65, common.voc, 16, TO_175),
     "xception65_coco_voc_trainval": (XCEPTION_65, common.voc, 8, TO_175),
-    "mobilenetv2_coco_cityscapes_trainfine": (MOBILENET_V2, cityscapes, 16, TO_125),
-    "mobilenetv3_large_cityscapes_trainfine": (MOBILENET_V3_LARGE, cityscapes, 32, None),
-    "mobilenetv3_small_cityscapes_trainfine": (MOBILENET_V3_SMALL, cityscapes, 32, None),
-    "xception65_cityscapes_trainfine": (XCEPTION_65, cityscapes, 16, TO_125),
-    "xception71_dpc_cityscapes_trainfine": (XCEPTION_71_DPC, cityscapes, 16, None),
-    "xception71_dpc_cityscapes_trainval": (XCEPTION_71_DPC, cityscapes, 8, TO_2),
+    "mobilenetv2_coco_cityscapes_trainfine": (MOBILENET_V2, common.cityscapes, 16, TO_125),
+    "mobilenetv3_large_cityscapes_trainfine": (MOBILENET_V3_LARGE, common.cityscapes, 32, None),
+    "mobilenetv3_small_cityscapes_trainfine": (MOBILENET_V3_SMALL, common.cityscapes, 32, None),
+    "xception65_cityscapes_trainfine": (XCEPTION_65, common.cityscapes, 16, TO_125),
+    "xception71_dpc_cityscapes_trainfine": (XCEPTION_71_DPC, common.cityscapes, 16, None),
+    "xception71_dpc_cityscapes_trainval": (XCEPTION_71_DPC, common.cityscapes, 8, TO_2),
     "mobilenetv2_ade20k_train": (MOBILENET_V2, ade20k, 16, None),
     "xception65_ade20k_train": (XCEPTION_65, ade20k, 8, TO_175),
 }

@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 
 from deeplab_jax import metrics
-from deeplab_jax.data import files
+from deeplab_jax.data import datasets
 
 FACTORS = (128, 64, 32, 16, 8, 4)
 PAPER = (50.9, 73.3, 86.1, 92.8, 96.4, 98.5)
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="a folder in PASCAL VOC's layout")
     parser.add_argument("--split", default="val")
     args = parser.parse_args()
-    source = files.voc(args.root, args.split, CLASSES, VOID)
+    source = datasets.source("voc", args.root, args.split, CLASSES, VOID)
     ways = {"nearest": nearest, "bilinear": bilinear, "area": area}
     totals = np.zeros((len(ways), len(FACTORS), CLASSES, CLASSES), np.int64)
     for index in range(len(source)):

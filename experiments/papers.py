@@ -24,7 +24,6 @@ WAITING = {
     "pascal_context_59": ("PASCAL-Context, 59 classes", 59),
     "pascal_context": ("PASCAL-Context", 60),
     "person_part": ("PASCAL-Person-Part", 7),
-    "cityscapes": ("Cityscapes", 19),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import GOLDEN, SHARED, write_folder
 from PIL import Image
 
-from deeplab_jax.data import files, labels, pipeline, transforms
+from deeplab_jax.data import datasets, files, labels, pipeline, transforms
 from deeplab_jax.errors import DataError
 
 DATA = {
@@ -281,16 +281,16 @@ def test_voc_layout(tmp_path):
     picture.putpalette(labels.voc_palette().tobytes())
     picture.save(tmp_path / "SegmentationClassAug" / "2007_1.png")
     (tmp_path / "lists" / "val.txt").write_text("2007_1\n")
-    source = files.voc(tmp_path, "val", 21, 255)
+    source = datasets.source("voc", tmp_path, "val", 21, 255)
     assert set(np.unique(source[0]["label"])) == {0, 15, 20, 255}
     (tmp_path / "lists" / "val.txt").write_text("2007_1\n2007_2\n")
     with pytest.raises(DataError, match="2 listed files do not exist"):
-        files.voc(tmp_path, "val", 21, 255)
+        datasets.source("voc", tmp_path, "val", 21, 255)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the VOC subset beside the project")
 def test_real_voc_masks_hold_classes_and_void_only():
-    source = files.voc(SHARED / "data" / "voc2012_subset", "val", 21, 255)
+    source = datasets.source("voc", SHARED / "data" / "voc2012_subset", "val", 21, 255)
     assert len(source) == 223
     ids = set()
     for i in range(0, 223, 20):

@@ -16,6 +16,7 @@ from deeplab_jax.data.pipeline import CLASSIFICATION
 from deeplab_jax.errors import ConfigError, did_you_mean
 from deeplab_jax.runtime import finite
 
+MAPPINGS = ("model.heads", "data.label_map")  # keys whose values are mappings, not sections
 # What `check` asks of numbers.
 NOT_NEGATIVE = (
     "seed",
@@ -95,7 +96,8 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"optim.learning_rate": 0.007, ...}"""
     out = {}
     for key, value in config.items():
-        if isinstance(value, Mapping) or hasattr(value, "items"):
+        section = isinstance(value, Mapping) or hasattr(value, "items")
+        if section and prefix + key not in MAPPINGS:
             out |= flat(value, f"{prefix}{key}.")
         else:
             out[prefix + key] = value
@@ -147,10 +149,28 @@ def check(config: Mapping[str, Any]) -> None:
         if wrong:
             raise ConfigError(f"{key}: ids {wrong} are outside 0..{classes - 1}")
     _check_classifier(values, classifier)
+    _check_label_map(values, classes)
     if values["model.channel_groups"] and values["train.freeze_backbone"]:
         raise ConfigError("train.freeze_backbone does not go with model.channel_groups")
     _check_loss(values, classes)
     _check_optim(values)
+
+
+def _check_label_map(values: Mapping[str, Any], classes: int) -> None:
+    given, ignored = values["data.label_map"], values["data.ignore_label"]
+    if given is None:
+        return
+    if values["data.name"] != "folder":
+        raise ConfigError("data.label_map is for data.name=folder; published datasets have theirs")
+    fits = isinstance(given, Mapping) and all(
+        isinstance(raw, int) and raw >= 0 and (label == ignored or label in range(classes))
+        for raw, label in given.items()
+    )
+    if not fits:
+        raise ConfigError(
+            f"data.label_map={given}: takes {{id in the masks: id of a class or {ignored} (void)}},"
+            f" for instance '{{0: {ignored}, 1: 0}}'"
+        )
 
 
 def _check_classifier(values: Mapping[str, Any], classifier: bool) -> None:

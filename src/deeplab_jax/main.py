@@ -26,7 +26,7 @@ from deeplab_jax import check_data as checking
 from deeplab_jax import config as configuration
 from deeplab_jax import predict as prediction
 from deeplab_jax import train as training
-from deeplab_jax.data import balance, files, pipeline
+from deeplab_jax.data import balance, datasets, files, pipeline
 from deeplab_jax.data.transforms import normalization
 from deeplab_jax.errors import (
     ConfigError,
@@ -117,6 +117,9 @@ def _train(config, workdir: Path, traces: Path | None):
         f"{len(source)} training and {len(val_source)} {config.eval.split} images, "
         f"{mesh.size} {mesh.devices.flat[0].device_kind} device(s)"
     )
+    for split, images in ((config.data.train_split, source), (config.eval.split, val_source)):
+        if remark := datasets.remark(config.data.name, split, len(images)):
+            runtime.say(remark)
     for warning in advice.before_training(config):
         runtime.say(warning)
 
@@ -202,7 +205,7 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
         raise ConfigError("--mode=predict needs --input=FILE, FOLDER or a quoted 'GLOB'")
     paths = files.find_images(input)
     output = output or workdir / "predictions"
-    targets = _targets(paths, output)
+    targets = prediction.targets(paths, output)
     module, eval_module = _build(config)
     _check_channels(config, 3)
     variables, _ = _trained(config, workdir, module, 3)
@@ -226,24 +229,6 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
             runtime.write_whole(overlay_file, pictures.png(drawn))
             progress.advance()
     runtime.say(f"{len(paths)} images segmented: {output}")
-
-
-def _targets(paths: list[Path], output: Path) -> dict[Path, tuple[Path, Path]]:
-    """{image: (label file, overlay file)}: no two alike, none of them an input."""
-    targets, taken = {}, set()
-    for path in paths:
-        name, count = path.stem, 1
-        while name in taken:  # a.jpg and a.png, or a.jpg of two folders
-            count += 1
-            name = f"{path.stem}_{count}"
-        taken.add(name)
-        targets[path] = (output / "labels" / f"{name}.png", output / "overlays" / f"{name}.png")
-    written = {file.resolve() for pair in targets.values() for file in pair}
-    written |= {(output / name).resolve() for name in ("legend.png", "labels.json")}
-    for path in paths:
-        if path.resolve() in written:
-            raise ConfigError(f"--output={output} would overwrite the input {path}; choose another")
-    return targets
 
 
 def _tune_crf(config, workdir: Path):

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from deeplab_jax import ops
 from deeplab_jax.data.pipeline import padded_size
 from deeplab_jax.data.transforms import normalization as mean_and_std
 from deeplab_jax.data.transforms import pad_to
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.folding import fold_batch_norm
 
 
@@ -246,3 +248,25 @@ def _padded(image, crop_size, normalization) -> np.ndarray:
         raise ValueError(f"image must be [H, W, C] uint8, not {image.dtype} {image.shape}")
     pad_value = mean_and_std(normalization, image.shape[-1])[0]
     return pad_to(image.astype(np.float32), padded_size(image.shape[:2], crop_size), pad_value)
+
+
+def targets(paths: Sequence[Path], output: Path) -> dict[Path, tuple[Path, Path]]:
+    """{image: (label file, overlay file)} in the folder `output`: no two alike.
+
+    Raises:
+      ConfigError: if one of them is an input.
+    """
+    out, taken = {}, set()
+    for path in paths:
+        name, count = path.stem, 1
+        while name in taken:  # a.jpg and a.png, or a.jpg of two folders
+            count += 1
+            name = f"{path.stem}_{count}"
+        taken.add(name)
+        out[path] = (output / "labels" / f"{name}.png", output / "overlays" / f"{name}.png")
+    written = {file.resolve() for pair in out.values() for file in pair}
+    written |= {(output / name).resolve() for name in ("legend.png", "labels.json")}
+    for path in paths:
+        if path.resolve() in written:
+            raise ConfigError(f"--output={output} would overwrite the input {path}; choose another")
+    return out

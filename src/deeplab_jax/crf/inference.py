@@ -13,7 +13,7 @@ from deeplab_jax.crf import fast, kernels
 METHODS = ("modes", "exact", "fast")
 # sigma_beta from which colours are blurred so far that coarser modes do; (px, modes) of a tile.
 WIDE, COARSE, FINE = 8.0, (32, 128), (16, 64)
-REACH = 3.0  # sigma_alpha, beyond which "fast" hears nothing
+REACH = 2.5  # sigma_alpha, beyond which "fast" hears nothing
 SMALL = 2**15  # pixels of an image that "fast" takes no shortcuts in
 _TINY = 1e-20
 

@@ -121,12 +121,15 @@ class Pairs:
       images, masks: paths, in the same order.
       num_classes: ids from 0 up to this are classes.
       ignore_label: the id that counts for nothing.
+      label_map: [256], the id of each id that a mask has stored, -1 where there is none; None:
+        they are the same.
     """
 
     images: Sequence[Path]
     masks: Sequence[Path]
     num_classes: int
     ignore_label: int = IGNORE_LABEL
+    label_map: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -152,8 +155,26 @@ class Pairs:
           DataError: as above.
         """
         mask = read_mask(self.masks[index])
+        if self.label_map is not None:
+            mask = mapped(mask, self.label_map, self.masks[index])
         check_ids(mask, self.num_classes, self.ignore_label, self.masks[index])
         return mask
+
+
+def mapped(mask: np.ndarray, label_map: np.ndarray, path) -> np.ndarray:
+    """`mask` with the ids that `label_map` ([256], -1: none) has for those it stores.
+
+    Raises:
+      DataError: for ids that the map lacks, naming them.
+    """
+    inside = (mask >= 0) & (mask < len(label_map))
+    labels = np.where(inside, label_map[np.where(inside, mask, 0)], -1)
+    if (labels < 0).any():
+        raise DataError(
+            f"{path}: ids {_ids(np.unique(mask[labels < 0]))} are not in data.label_map; add them "
+            "(to data.ignore_label if they are void)"
+        )
+    return labels.astype(np.uint8)
 
 
 def check_ids(mask: np.ndarray, num_classes: int, ignore_label: int, path) -> None:
@@ -194,31 +215,13 @@ def _size(array: np.ndarray) -> str:
 # --- layouts ---------------------------------------------------------------------------------
 
 
-def voc(root: str | Path, split: str, num_classes: int, ignore_label: int) -> Pairs:
-    """PASCAL VOC: JPEGImages, SegmentationClassAug (or SegmentationClass), and a list a split.
-
-    Lists are looked for in `lists/` and `ImageSets/Segmentation/`.
-    """
-    root = _existing(root)
-    masks = root / "SegmentationClassAug"
-    if not masks.is_dir():
-        masks = root / "SegmentationClass"
-    lists = root / "lists"
-    if not lists.is_dir():
-        lists = root / "ImageSets" / "Segmentation"
-    for folder in (root / "JPEGImages", masks, lists):
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; data.name=voc expects VOC's own layout")
-    names = _read_list(lists, split)
-    return _paired(
-        [root / "JPEGImages" / f"{name}.jpg" for name in names],
-        [masks / f"{name}.png" for name in names],
-        num_classes,
-        ignore_label,
-    )
-
-
-def folder(root: str | Path, split: str, num_classes: int, ignore_label: int) -> Pairs:
+def folder(
+    root: str | Path,
+    split: str,
+    num_classes: int,
+    ignore_label: int,
+    label_map: np.ndarray | None = None,
+) -> Pairs:
     """A user's own folder: images/ and masks/ with the same stems, and optional split lists.
 
     `train.txt` and `val.txt` (in the root or in `lists/`) name the stems of each split. Without
@@ -233,7 +236,7 @@ def folder(root: str | Path, split: str, num_classes: int, ignore_label: int) ->
     if split != "all" and any(
         (lists / f"{name}.txt").is_file() for name in ("train", "val", split)
     ):
-        listed = _read_list(lists, split)
+        listed = read_list(lists, split)
         images, masks = ({s: x[s] for s in listed if s in x} for x in (images, masks))
     unmatched = sorted(images.keys() ^ masks.keys())
     if unmatched:
@@ -259,7 +262,11 @@ def folder(root: str | Path, split: str, num_classes: int, ignore_label: int) ->
     if missing:
         raise DataError(f"{len(missing)} listed images do not exist:\n{first_few(missing)}")
     return Pairs(
-        [images[name] for name in names], [masks[name] for name in names], num_classes, ignore_label
+        [images[name] for name in names],
+        [masks[name] for name in names],
+        num_classes,
+        ignore_label,
+        label_map,
     )
 
 
@@ -306,7 +313,12 @@ def _by_stem(directory: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _read_list(lists: Path, split: str) -> list[str]:
+def read_list(lists: Path, split: str) -> list[str]:
+    """The names in LISTS/SPLIT.txt.
+
+    Raises:
+      DataError: if there is no such list, it is empty, or a name leads out of the dataset.
+    """
     path = lists / f"{split}.txt"
     if not path.is_file():
         known = sorted(p.stem for p in lists.glob("*.txt") if p.stem != "classes")
@@ -343,8 +355,19 @@ def _tenth(names: list[str], split: str, root: Path) -> list[str]:
     return chosen
 
 
-def _paired(images: list[Path], masks: list[Path], num_classes: int, ignore_label: int) -> Pairs:
+def paired(
+    images: list[Path],
+    masks: list[Path],
+    num_classes: int,
+    ignore_label: int,
+    label_map: np.ndarray | None = None,
+) -> Pairs:
+    """The source of these files.
+
+    Raises:
+      DataError: listing those that do not exist.
+    """
     missing = [path for path in (*images, *masks) if not path.is_file()]
     if missing:
         raise DataError(f"{len(missing)} listed files do not exist:\n{first_few(missing)}")
-    return Pairs(images, masks, num_classes, ignore_label)
+    return Pairs(images, masks, num_classes, ignore_label, label_map)

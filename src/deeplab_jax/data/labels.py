@@ -36,9 +36,9 @@ def voc_palette() -> np.ndarray:
     return palette.astype(np.uint8)
 
 
-def labels(names, num_classes: int | None = None) -> Labels:
-    """Labels of `names` in VOC's colours, cut or filled up with "class_7" to `num_classes`."""
+def labels(names, num_classes: int | None = None, palette: np.ndarray | None = None) -> Labels:
+    """Labels of `names`, cut or filled up with "class_7" to `num_classes`; None: VOC's colours."""
     names = list(names)
     count = len(names) if num_classes is None else num_classes
     names = names[:count] + [f"class_{i}" for i in range(len(names), count)]
-    return Labels(tuple(names), voc_palette())
+    return Labels(tuple(names), voc_palette() if palette is None else palette)

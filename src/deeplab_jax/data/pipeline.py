@@ -7,15 +7,15 @@ from typing import Any
 import grain
 import numpy as np
 
-from deeplab_jax.data import files, shapes
+from deeplab_jax.data import datasets, files, shapes
 from deeplab_jax.data.classification import CentralCrops, ImageFolder, RandomResizedCrop
-from deeplab_jax.data.labels import SYNTHETIC_CLASSES, VOC_CLASSES, Labels, labels
+from deeplab_jax.data.labels import SYNTHETIC_CLASSES, Labels, labels
 from deeplab_jax.data.synthetic import Synthetic
 from deeplab_jax.data.transforms import Augment, normalization, pad_to
 from deeplab_jax.errors import ConfigError, did_you_mean
 
 CLASSIFICATION = ("shapes", "image_folder", "imagenet")  # a class an image
-DATASETS = ("synthetic", "folder", "voc", *CLASSIFICATION)
+DATASETS = ("synthetic", "folder", *datasets.DATASETS, *CLASSIFICATION)
 
 
 def source(data: Mapping[str, Any], split: str, num_classes: int):
@@ -47,14 +47,22 @@ def source(data: Mapping[str, Any], split: str, num_classes: int):
                 f"--config.model.num_classes={len(images.names)}"
             )
         return images
-    layout = {"folder": files.folder, "voc": files.voc}[name]
-    return layout(data["root"], split, num_classes, data["ignore_label"])
+    ignore_label = data["ignore_label"]
+    if name in datasets.DATASETS:
+        return datasets.source(name, data["root"], split, num_classes, ignore_label)
+    label_map = data["label_map"]
+    if label_map is not None:
+        label_map = datasets.table(label_map, ignore_label)
+    return files.folder(data["root"], split, num_classes, ignore_label, label_map)
 
 
 def class_labels(data: Mapping[str, Any], num_classes: int) -> Labels:
     """Names and colours of the dataset's classes; a folder may name its own in classes.txt."""
-    known = {"synthetic": SYNTHETIC_CLASSES, "voc": VOC_CLASSES, "shapes": shapes.CLASSES}
-    names = known.get(_known(data["name"]), ())
+    name = _known(data["name"])
+    if name in datasets.DATASETS:
+        names = datasets.names_of(name, data["root"])
+        return labels(names, num_classes, datasets.palette_of(name))
+    names = {"synthetic": SYNTHETIC_CLASSES, "shapes": shapes.CLASSES}.get(name, ())
     if data["name"] == "image_folder":
         names = ImageFolder(data["root"], data["train_split"]).names
     path = Path(data["root"]) / "classes.txt"

@@ -1,0 +1,187 @@
+"""The published datasets in miniature, in their official layouts: ids, splits, names, voids."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED, write_folder
+from PIL import Image
+
+from deeplab_jax import config as configuration
+from deeplab_jax import main
+from deeplab_jax.data import datasets, files, pipeline
+from deeplab_jax.errors import ConfigError, DataError
+
+
+def picture(path, size=(4, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size[::-1], (10, 20, 30)).save(path)
+
+
+def mask(path, ids, size=(4, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.resize(np.array(ids, np.uint8), size)).save(path)
+
+
+def ids_of(source, index=0):
+    return set(np.unique(source[index]["label"]).tolist())
+
+
+def write_camvid(root):
+    for split, count in (("train", 3), ("val", 2), ("test", 1)):
+        for i in range(count):
+            picture(root / split / f"{split}_{i}.png")
+            mask(root / f"{split}annot" / f"{split}_{i}.png", range(12))
+
+
+def test_camvid(tmp_path):
+    write_camvid(tmp_path)
+    source = datasets.source("camvid", tmp_path, "trainval", 11, 255)
+    names = ["train_0", "train_1", "train_2", "val_0", "val_1"]
+    assert [source[i]["name"] for i in range(len(source))] == names
+    assert ids_of(source) == {*range(11), 255}
+    np.testing.assert_array_equal(source[0]["label"].ravel()[:12], [*range(11), 255])
+    assert datasets.remark("camvid", "train", 3).startswith("camvid train: 3 images; the official")
+    assert datasets.remark("camvid", "train", 367) == ""
+
+
+def write_cityscapes(root, kind, ids):
+    """Two cities of each split; coarse ones, too."""
+    parts = [("gtFine", split) for split in ("train", "val", "test")]
+    parts += [("gtCoarse", split) for split in ("train", "train_extra", "val")]
+    for annotation, split in parts:
+        for city in ("aachen", "bonn"):
+            stem = f"{city}_000000_000019"
+            picture(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png")
+            folder = root / annotation / split / city
+            mask(folder / f"{stem}_{annotation}_{kind}.png", ids)
+
+
+@pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
+def test_cityscapes_of_label_ids_or_train_ids(tmp_path, kind):
+    raw = [0, 1, 7, 8, 10, 33, 29]
+    wanted = [255, 255, 0, 1, 255, 18, 255]
+    write_cityscapes(tmp_path, kind, raw if kind == "labelIds" else wanted)
+    sizes = {"train": 2, "val": 2, "trainval": 4, "test": 2, "train_coarse": 4}
+    for split, size in (sizes | {"trainval_coarse": 6}).items():
+        source = datasets.source("cityscapes", tmp_path, split, 19, 255)
+        assert len(source) == size
+        np.testing.assert_array_equal(source[0]["label"].ravel()[:7], wanted)
+    masks = datasets.source("cityscapes", tmp_path, "train_coarse", 19, 255).masks
+    assert all("gtCoarse" in str(path) for path in masks)
+
+
+def test_all_label_ids_of_cityscapes_go_where_its_scripts_send_them():
+    dataset = datasets.DATASETS["cityscapes"]
+    assert len(dataset.names) == len(dataset.palette) == len(dataset.raw_ids) == 19
+    found = datasets.table({r: i for i, r in enumerate(dataset.raw_ids)}, 255, void=True)
+    evaluated = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
+    assert {raw for raw in range(256) if found[raw] != 255} == evaluated
+    assert found[26] == dataset.names.index("car")
+    assert dataset.palette[dataset.names.index("car")] == (0, 0, 142)
+
+
+def test_ade20k(tmp_path):
+    for folder, count in (("training", 2), ("validation", 1)):
+        for i in range(1, count + 1):
+            stem = f"ADE_{folder[:3]}_{i:08d}"
+            picture(tmp_path / "images" / folder / f"{stem}.jpg")
+            mask(tmp_path / "annotations" / folder / f"{stem}.png", [0, 1, 150])
+    lines = ["Idx\tRatio\tTrain\tVal\tName"]
+    lines += [f"{i}\t0.1\t5\t2\tthing {i}, object" for i in range(1, 151)]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(lines))
+    assert len(datasets.source("ade20k", tmp_path, "val", 150, 255)) == 1
+    source = datasets.source("ade20k", tmp_path, "train", 150, 255)
+    np.testing.assert_array_equal(source[1]["label"].ravel()[:3], [255, 0, 149])
+    config = configuration.load(f"{ROOT}/configs/v3plus.py:ade20k")
+    config.data.root = str(tmp_path)
+    names = pipeline.class_labels(config.data, 150).names
+    assert (names[0], names[149]) == ("thing 1", "thing 150")
+
+
+@pytest.mark.parametrize("name", datasets.DATASETS)
+def test_what_is_missing_is_told(name, tmp_path):
+    for root in ("", tmp_path / "nowhere"):
+        with pytest.raises(DataError, match="no such folder; get "):
+            datasets.source(name, root, "train", 19, 255)
+    if name != "voc":  # whose lists are named by another message
+        with pytest.raises(DataError, match=r"no images of .* 'trian'.*did you mean 'train'"):
+            datasets.source(name, tmp_path, "trian", 19, 255)
+
+
+@pytest.mark.parametrize("name", datasets.DATASETS)
+@pytest.mark.parametrize("file", ["v1", "v2", "v3", "v3plus", "fcn"])
+def test_every_paper_has_a_preset_for_every_dataset(file, name):
+    config = configuration.load(f"{ROOT}/configs/{file}.py:{name}")
+    configuration.check(config)
+    assert config.data.name == name
+    names = datasets.DATASETS[name].names
+    assert config.model.num_classes == (len(names) or 150)
+    assert config.data.train_split in datasets.DATASETS[name].splits
+    assert config.eval.split in datasets.DATASETS[name].splits
+
+
+def test_a_folder_with_a_label_map(tmp_path):
+    root = write_folder(tmp_path / "data")
+    source = files.folder(root, "all", 2, 255, datasets.table({0: 255, 1: 0, 2: 1}, 255))
+    plain = files.folder(root, "all", 3, 255)
+    was, now = plain[0]["label"], source[0]["label"]
+    for raw, label in {0: 255, 1: 0, 2: 1, 255: 255}.items():
+        assert (now[was == raw] == label).all()
+    lacking = files.folder(root, "all", 2, 255, datasets.table({0: 0, 1: 1}, 255))
+    with pytest.raises(DataError, match=r"scene 0.png: ids 2 are not in data.label_map"):
+        lacking[0]
+
+
+def test_ids_of_16_bits_are_mapped_too():
+    table = datasets.table({1000: 0, 4000: 1}, 255)
+    stored = np.array([[1000, 4000, 255]], np.int32)
+    np.testing.assert_array_equal(files.mapped(stored, table, "x"), [[0, 1, 255]])
+    for wrong in (-1, 7, 4001):
+        with pytest.raises(DataError, match=f"ids {wrong} are not"):
+            files.mapped(np.array([[wrong]], np.int32), table, "x")
+
+
+@pytest.mark.parametrize("label_map", [{0: 7}, {-1: 0}, {"road": 0}, (1, 2)])
+def test_a_label_map_that_makes_no_sense_is_refused(label_map):
+    config = configuration.load(
+        f"{ROOT}/configs/v3plus.py:mobilenet_v2,folder",
+        {"model.num_classes": 3, "data.label_map": label_map},
+    )
+    with pytest.raises(ConfigError, match="label_map"):
+        configuration.check(config)
+
+
+def test_check_data_sees_mapped_ids_and_the_map_is_kept_as_json(tmp_path, capsys):
+    root = write_folder(tmp_path / "data")
+    config = configuration.load(
+        f"{ROOT}/configs/v3plus.py:mobilenet_v2,folder",
+        {
+            "data.root": str(root),
+            "data.label_map": {0: 255, 1: 0, 2: 1},
+            "model.num_classes": 2,
+        },
+    )
+    main.run(config, "check_data", tmp_path / "work")
+    said = capsys.readouterr().out
+    assert "3 examples, 0 of them bad" in said
+    assert "class_1" in said
+    assert "class_2" not in said
+    saved = json.loads(configuration.to_json(config))
+    assert saved["data"]["label_map"] == {"0": 255, "1": 0, "2": 1}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs CamVid beside the project")
+def test_real_camvid_has_the_official_counts_and_its_ids():
+    root = SHARED / "data" / "camvid"
+    seen = set()
+    for split, count in datasets.DATASETS["camvid"].splits.items():
+        source = datasets.source("camvid", root, split, 11, 255)
+        assert len(source) == count
+        seen |= ids_of(source) | ids_of(source, count - 1)
+        assert source[0]["image"].shape == (360, 480, 3)
+    raw = files.read_mask(root / "testannot" / "0001TP_008550.png")
+    label = datasets.source("camvid", root, "test", 11, 255)
+    index = [path.stem for path in label.images].index("0001TP_008550")
+    np.testing.assert_array_equal(label[index]["label"], np.where(raw == 11, 255, raw))
+    assert seen == {*range(11), 255}
