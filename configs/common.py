@@ -65,6 +65,7 @@ def base() -> ConfigDict:
     # imagenet
     data.name = "synthetic"
     data.root = ""
+    data.records = False  # read a published dataset from large files in root, made the first time
     # Of a folder: {id in its masks: id}, all there are; None: they are the same.
     data.label_map = FieldReference(None, field_type=object)
     data.train_split = "train"
@@ -81,6 +82,7 @@ def base() -> ConfigDict:
     data.bootstrap_classes = ()  # [V3] Sec. 4.1: images with any of these class ids appear
     data.bootstrap_copies = 2  # so many times in an epoch
     data.num_threads = 4
+    data.allow_change = False  # resume although the training data are not those of before
     data.cache = False  # keep decoded synthetic scenes in memory
     data.synthetic = ConfigDict({"seed": 0, "version": 1, "depth": False, "geometry": False})
 

@@ -10,6 +10,8 @@ from PIL import Image
 from deeplab_jax import config as configuration
 from deeplab_jax import main
 from deeplab_jax.data import datasets, files, pipeline
+from deeplab_jax.data.balance import Picked
+from deeplab_jax.data.synthetic import Synthetic
 from deeplab_jax.errors import ConfigError, DataError
 
 
@@ -43,6 +45,49 @@ def test_camvid(tmp_path):
     np.testing.assert_array_equal(source[0]["label"].ravel()[:12], [*range(11), 255])
     assert datasets.remark("camvid", "train", 3).startswith("camvid train: 3 images; the official")
     assert datasets.remark("camvid", "train", 367) == ""
+
+
+def same(source, other):
+    assert len(source) == len(other)
+    for i in range(len(source)):
+        one, two = source[i], other[i]
+        assert one["name"] == two["name"]
+        np.testing.assert_array_equal(one["image"], two["image"])
+        np.testing.assert_array_equal(one["label"], two["label"])
+        np.testing.assert_array_equal(other.label(i), two["label"])
+
+
+def test_records_hold_what_the_files_hold(tmp_path):
+    from deeplab_jax.data import records
+
+    write_camvid(tmp_path)
+    config = configuration.load(f"{ROOT}/configs/v3plus.py:camvid", {"data.records": True})
+    config.data.root = str(tmp_path)
+    plain = datasets.source("camvid", tmp_path, "trainval", 11, 255)
+    packed = pipeline.source(config.data, "trainval", 11)
+    same(plain, packed)
+    was = files.fingerprint(packed)
+    for folder in ("train", "trainannot"):  # prepared: they are not needed any more
+        for path in (tmp_path / folder).iterdir():
+            path.unlink()
+    again = pipeline.source(config.data, "trainval", 11)
+    assert len(again) == 5
+    assert files.fingerprint(again) == was
+    assert files.fingerprint(pipeline.source(config.data, "val", 11)) != was
+    with pytest.raises(DataError, match=r"no images of camvid's split 'train'"):
+        records.source("camvid", tmp_path, "train", 11, 255)
+    with pytest.raises(DataError, match=r"did you mean 'trainval'"):
+        records.source("camvid", tmp_path, "trainvals", 11, 255)
+
+
+def test_records_of_train_ids_are_not_mapped_again(tmp_path):
+    from deeplab_jax.data import records
+
+    write_cityscapes(tmp_path, "labelTrainIds", [255, 7, 18])
+    same(
+        datasets.source("cityscapes", tmp_path, "val", 19, 255),
+        records.source("cityscapes", tmp_path, "val", 19, 255),
+    )
 
 
 def write_cityscapes(root, kind, ids):
@@ -185,3 +230,38 @@ def test_real_camvid_has_the_official_counts_and_its_ids():
     index = [path.stem for path in label.images].index("0001TP_008550")
     np.testing.assert_array_equal(label[index]["label"], np.where(raw == 11, 255, raw))
     assert seen == {*range(11), 255}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real subsets beside the project")
+@pytest.mark.parametrize(("name", "folder"), [("voc", "voc2012_subset"), ("camvid", "camvid")])
+def test_real_subsets_are_prepared_and_read_back_pixel_for_pixel(name, folder, tmp_path):
+    from deeplab_jax.data import records
+
+    (tmp_path / "own").mkdir()
+    for entry in (SHARED / "data" / folder).iterdir():
+        (tmp_path / "own" / entry.name).symlink_to(entry)
+    classes = len(datasets.DATASETS[name].names)
+    same(
+        datasets.source(name, tmp_path / "own", "val", classes, 255),
+        records.source(name, tmp_path / "own", "val", classes, 255),
+    )
+
+
+def test_a_fingerprint_tells_other_data_and_not_another_place(tmp_path):
+    one, two = (write_folder(tmp_path / name) for name in ("one", "two"))
+
+    def of(root, split="all", label_map=None):
+        return files.fingerprint(files.folder(root, split, 3, 255, label_map))
+
+    was = of(one)
+    assert of(two) == was
+    assert of(one, "val") != was
+    assert of(one, label_map=datasets.table({0: 1, 1: 0, 2: 2}, 255)) != was
+    for name in ("images/scene 1.jpg", "masks/scene 1.png"):
+        (two / name).rename(two / name.replace("1", "9"))
+    assert of(two) != was
+    for settings in ({"seed": 1}, {"depth": True}, {"split": "val"}):
+        assert files.fingerprint(Synthetic(**settings)) != files.fingerprint(Synthetic())
+    picked = [files.fingerprint(Picked(Synthetic(), indices)) for indices in ((0, 1), (0, 1, 1))]
+    assert len({*picked, files.fingerprint(Synthetic())}) == 3

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import CONFIGS, ROOT
+from PIL import Image
 
 from deeplab_jax import checkpoint, main, models, runtime
 from deeplab_jax import config as configuration
@@ -185,6 +186,23 @@ def test_a_checkpoint_of_another_model_or_stream_is_refused(data_folder, tmp_pat
         main.run(small(data_folder, model__aspp_channels=24), "eval", tmp_path)
     with pytest.raises(DataError, match=r"trained with train\.batch_size 4, now it is 8"):
         main.run(small(data_folder, train__batch_size=8), "train", tmp_path)
+
+
+def test_changed_data_are_refused_or_confirmed(data_folder, tmp_path, capsys):
+    quick = {"train__steps": 1, "eval__panels": 0}
+    main.run(small(data_folder, **quick), "train", tmp_path)
+    image = data_folder / "images" / "scene 0.jpg"
+    Image.new("RGB", (50, 40)).save(image)  # as many images as before
+    with pytest.raises(DataError, match=r"data fingerprint \w+, now it is .*allow_change=True"):
+        main.run(small(data_folder, **quick | {"train__steps": 2}), "train", tmp_path)
+    capsys.readouterr()
+    main.run(
+        small(data_folder, **quick | {"train__steps": 2}, data__allow_change=True),
+        "train",
+        tmp_path,
+    )
+    assert "warning: " in capsys.readouterr().out
+    assert checkpoint.latest_step(tmp_path) == 2
 
 
 def test_impossible_batches_are_refused_before_compiling(data_folder, tmp_path):

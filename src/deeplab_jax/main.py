@@ -141,6 +141,7 @@ def _train(config, workdir: Path, traces: Path | None):
         evaluate=evaluate_between,
         position_check={
             "training images": len(source),
+            "data fingerprint": files.fingerprint(source),
             "train.batch_size": config.train.batch_size,
             "seed": config.seed,
         },

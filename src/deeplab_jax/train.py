@@ -276,7 +276,7 @@ def train(
         first = manager.latest_step() or 0
         if first:
             state, position = checkpoint.restore(manager, first, state)
-            _check_position(position, position_check, workdir)
+            _check_position(position, position_check, workdir, config["data"]["allow_change"])
             batches.set_state(position["iterator"])
             runtime.say(f"resuming from step {first} in {workdir}")
         writer.forget_after(first)
@@ -353,10 +353,18 @@ def _check_finite(line, step, manager) -> None:
     )
 
 
-def _check_position(position: Mapping[str, Any], expected: Mapping[str, Any], workdir) -> None:
+def _check_position(
+    position: Mapping[str, Any], expected: Mapping[str, Any], workdir, allowed: bool
+) -> None:
     for key, value in expected.items():
-        if position.get(key) != value:
+        if position.get(key, value) == value:  # an older version may not have kept it
+            continue
+        told = (
+            f"{workdir}: its checkpoint was trained with {key} {position[key]}, now it is {value}"
+        )
+        if not allowed:
             raise DataError(
-                f"{workdir}: its checkpoint was trained with {key} {position.get(key)}, now it is "
-                f"{value}: the order of the data would differ. Use another --workdir"
+                f"{told}: the order of the data would differ. Use another --workdir, or go on "
+                "regardless with --config.data.allow_change=True"
             )
+        runtime.say(f"warning: {told}; going on as data.allow_change says")

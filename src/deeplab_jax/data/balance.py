@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_jax.data import files
+
 CLASS_WEIGHTS = ("median_frequency", "inverse_log")
 
 
@@ -71,6 +73,10 @@ class Picked:
 
     def __getitem__(self, index: int) -> dict:
         return self.source[int(self.indices[index])]
+
+    def fingerprint(self) -> str:
+        """Of the source, and which of its examples."""
+        return f"{files.fingerprint(self.source)} {list(map(int, self.indices))}"
 
 
 def bootstrapped(counts: np.ndarray, classes: Sequence[int], copies: int) -> np.ndarray:

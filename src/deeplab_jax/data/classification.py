@@ -141,6 +141,11 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def fingerprint(self) -> str:
+        """Classes, names and sizes of the files."""
+        paths, ids = zip(*self.examples)
+        return f"{self.names} {ids} {files.named_sizes(paths)}"
+
     def __getitem__(self, index: int) -> dict:
         """{"image" [H, W, 3] uint8, "label" [1, 1] int32, "name"}."""
         path, label = self.examples[int(index)]

@@ -52,22 +52,35 @@ def source(
     Raises:
       DataError: for a split there is not, or files that are not there.
     """
+    images, masks, raw = find(name, root, split)
+    label_map = label_map_of(name, ignore_label) if raw else None
+    return files.paired(images, masks, num_classes, ignore_label, label_map)
+
+
+def find(name: str, root: str | Path, split: str) -> Files:
+    """The files of a split, at least one.
+
+    Raises:
+      DataError: for a split there is not, or a folder without it, saying what to get.
+    """
     dataset = DATASETS[name]
     if not str(root) or not Path(root).expanduser().is_dir():
         raise DataError(f"data.root={root or '(not set)'}: no such folder; get {dataset.where}")
-    root = Path(root).expanduser()
-    images, masks, raw = dataset.find(root, split)
-    if not images:
+    found = dataset.find(Path(root).expanduser(), split)
+    if not found.images:
         raise DataError(
             f"{root}: no images of {name}'s split {split!r}; its splits are "
             f"{', '.join(dataset.splits)}{did_you_mean(split, dataset.splits)}; get {dataset.where}"
         )
-    label_map = None
-    if raw and dataset.raw_ids is not None:
-        label_map = table(
-            {raw: i for i, raw in enumerate(dataset.raw_ids)}, ignore_label, void=True
-        )
-    return files.paired(images, masks, num_classes, ignore_label, label_map)
+    return found
+
+
+def label_map_of(name: str, ignore_label: int) -> np.ndarray | None:
+    """The `table` of a dataset's raw ids; None where ids are as stored."""
+    raw_ids = DATASETS[name].raw_ids
+    if raw_ids is None:
+        return None
+    return table({raw: label for label, raw in enumerate(raw_ids)}, ignore_label, void=True)
 
 
 def table(label_map: Mapping[int, int], ignore_label: int, void: bool = False) -> np.ndarray:

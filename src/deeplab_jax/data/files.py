@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import hashlib
 import io
 import zlib
 from collections.abc import Sequence
@@ -43,15 +44,16 @@ def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def read_mask(path: str | Path) -> np.ndarray:
+def read_mask(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
     """Reads a mask's ids as stored, [H, W] uint8 or int32: palette indices, grey or 16-bit values.
 
-    Nothing is converted: a palette read "as grey" gives ids that no one annotated.
+    Nothing is converted: a palette read "as grey" gives ids that no one annotated. Arguments are
+    those of `read_image`.
 
     Raises:
       DataError: as `read_image`; also for colour masks, whose colours need a colour map.
     """
-    opened = _opened(path, MASK_FORMATS, "mask")
+    opened = _opened(path, MASK_FORMATS, "mask", encoded)
     with opened as mask:
         if mask.mode == "1":
             return np.asarray(mask).astype(np.uint8)
@@ -148,17 +150,51 @@ class Pairs:
             )
         return {"image": image, "label": mask, "name": self.images[index].stem}
 
+    def fingerprint(self) -> str:
+        """Names and sizes of the files, and what ids become."""
+        label_map = None if self.label_map is None else self.label_map.tolist()
+        return f"{named_sizes([*self.images, *self.masks])} {label_map}"
+
     def label(self, index: int) -> np.ndarray:
         """The mask alone, [H, W] integer; checks its ids.
 
         Raises:
           DataError: as above.
         """
-        mask = read_mask(self.masks[index])
-        if self.label_map is not None:
-            mask = mapped(mask, self.label_map, self.masks[index])
-        check_ids(mask, self.num_classes, self.ignore_label, self.masks[index])
-        return mask
+        path = self.masks[index]
+        return labelled(read_mask(path), self.num_classes, self.ignore_label, self.label_map, path)
+
+
+def labelled(
+    mask: np.ndarray, num_classes: int, ignore_label: int, label_map: np.ndarray | None, path
+) -> np.ndarray:
+    """The label map [H, W] of a stored mask: mapped, and its ids checked.
+
+    Raises:
+      DataError: for ids that are no class, not void, or not in the map.
+    """
+    if label_map is not None:
+        mask = mapped(mask, label_map, path)
+    check_ids(mask, num_classes, ignore_label, path)
+    return mask
+
+
+def fingerprint(source) -> str:
+    """16 hexadecimal digits that differ where a source's examples, or their order, do.
+
+    Of files it knows names and sizes, not contents. A source without a `fingerprint` method is
+    known by its attributes if it is a dataclass, else by its length.
+    """
+    if hasattr(source, "fingerprint"):
+        told = source.fingerprint()
+    else:
+        told = repr(source) if dataclasses.is_dataclass(source) else str(len(source))
+    return hashlib.sha256(f"{type(source).__name__} {told}".encode()).hexdigest()[:16]
+
+
+def named_sizes(paths: Sequence[Path]) -> list[tuple[str, int]]:
+    """(name, bytes) of files, without their folders: a dataset may have moved."""
+    return [(path.name, path.stat().st_size) for path in paths]
 
 
 def mapped(mask: np.ndarray, label_map: np.ndarray, path) -> np.ndarray:

@@ -115,6 +115,10 @@ class ImageNet:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def fingerprint(self) -> str:
+        """The archives are what they are: how many images were prepared."""
+        return f"imagenet {len(self)}"
+
     def __getitem__(self, index: int) -> dict:
         """{"image" [H, W, 3] uint8, "label" [1, 1] int32, "name"}."""
         example = self.examples[int(index)]

@@ -49,7 +49,12 @@ def source(data: Mapping[str, Any], split: str, num_classes: int):
         return images
     ignore_label = data["ignore_label"]
     if name in datasets.DATASETS:
-        return datasets.source(name, data["root"], split, num_classes, ignore_label)
+        read = datasets.source
+        if data["records"]:
+            from deeplab_jax.data import records  # TFDS takes a second to import
+
+            read = records.source
+        return read(name, data["root"], split, num_classes, ignore_label)
     label_map = data["label_map"]
     if label_map is not None:
         label_map = datasets.table(label_map, ignore_label)
@@ -89,6 +94,9 @@ class _Cached:
 
     def __init__(self, source):
         self.source, self.examples = source, {}
+
+    def fingerprint(self) -> str:
+        return files.fingerprint(self.source)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -1,0 +1,110 @@
+"""Published datasets as a few large ArrayRecord files, made by TFDS without TensorFlow.
+
+For file systems that suffer from many small files. Files go in as they are, encoded; masks keep
+their raw ids. Import it where it is needed: importing TFDS takes a second.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from deeplab_jax.data import datasets, files
+
+
+class DeeplabRecords(tfds.core.GeneratorBasedBuilder):
+    """One split of a dataset of `datasets.DATASETS`, called NAME_SPLIT, in its files' order."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = tuple(
+        tfds.core.BuilderConfig(name=f"{name}_{split}")
+        for name, dataset in datasets.DATASETS.items()
+        for split in dataset.splits
+    )
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "What `datasets.DATASETS[NAME].where` says, extracted."
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(),
+            "label": tfds.features.Image(shape=(None, None, 1)),
+            "name": tfds.features.Text(),
+            "raw": tfds.features.Scalar(np.bool_),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        name, split = self.builder_config.name.split("_", 1)
+        return {"whole": self._examples(datasets.find(name, dl_manager.manual_dir, split))}
+
+    def _examples(self, found: datasets.Files):
+        for number, (image, mask) in enumerate(zip(found.images, found.masks)):
+            example = {"image": image, "label": mask, "name": image.stem, "raw": found.raw}
+            yield number, example
+
+    def _generate_examples(self, examples):
+        return examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Random-access source of a prepared split: examples as of `files.Pairs`.
+
+    Attributes:
+      data_source: TFDS's, of encoded images.
+      num_classes, ignore_label, label_map: as of `files.Pairs`; the map is for raw ids.
+    """
+
+    data_source: Any
+    num_classes: int
+    ignore_label: int
+    label_map: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, index: int) -> dict:
+        example = self.data_source[int(index)]
+        name = example["name"].decode()
+        image = files.read_image(name, example["image"])
+        return {"image": image, "label": self._label(example, name), "name": name}
+
+    def label(self, index: int) -> np.ndarray:
+        """The mask alone, [H, W] integer; checks its ids."""
+        example = self.data_source[int(index)]
+        return self._label(example, example["name"].decode())
+
+    def _label(self, example, name: str) -> np.ndarray:
+        mask = files.read_mask(name, example["label"])
+        label_map = self.label_map if example["raw"] else None
+        return files.labelled(mask, self.num_classes, self.ignore_label, label_map, name)
+
+    def fingerprint(self) -> str:
+        """Which split, and how much of it."""
+        return f"{self.data_source.dataset_info.full_name} {len(self)} {self.label_map}"
+
+
+def source(name: str, root: str | Path, split: str, num_classes: int, ignore_label: int) -> Records:
+    """A split of a published dataset; prepares it in `root` the first time.
+
+    Raises:
+      DataError: as `datasets.source`.
+    """
+    root = Path(root).expanduser()
+    known = {config.name for config in DeeplabRecords.BUILDER_CONFIGS}
+    if f"{name}_{split}" not in known:
+        datasets.find(name, root, split)  # says what there is
+    builder = DeeplabRecords(
+        config=f"{name}_{split}", data_dir=root / "records", file_format="array_record"
+    )
+    if not builder.data_path.exists():
+        datasets.source(name, root, split, num_classes, ignore_label)  # all files are there
+        settings = tfds.download.DownloadConfig(manual_dir=root)
+        builder.download_and_prepare(download_config=settings)
+    examples = builder.as_data_source(
+        split="whole", decoders={key: tfds.decode.SkipDecoding() for key in ("image", "label")}
+    )
+    return Records(examples, num_classes, ignore_label, datasets.label_map_of(name, ignore_label))
