@@ -8,10 +8,11 @@
 The second line starts a segmentation from the first one's backbone (fc6 and fc7 of VGG-16, too).
 
 | preset                    | top-1 / top-5 error  | crop | batch | rate                      |
-| xception_65,imagenet      | 20.19 / 5.17 [V3+]   | 299  | 32    | 0.05, x 0.94 in 2 epochs  |
 | resnet_101_beta,imagenet  | 22.40 / 6.02 [V3+]   | 299  | 32    | 0.05, x 0.94 in 2 epochs  |
-| vgg16, alexnet (no norm)  | the classifiers' own | 224  | 32    | 0.01                      |
+| xception_65,imagenet      | 20.19 / 5.17 [V3+] * | 299  | 32    | 0.05, x 0.94 in 2 epochs  |
+| vgg16, alexnet (no norm)  |                      | 224  | 32    | 0.01                      |
 
+* with `model.xception_depthwise=norm_relu`; the preset, as v3plus.py, follows the official code.
 Batch and rate are the paper's, a worker each of its fifty, which trained asynchronously; with
 larger batches take a larger rate. Steps follow `train.batch_size`, so that it is always 100 epochs
 (the paper does not tell how many). `VARIANT,image_folder` reads ROOT/SPLIT/CLASS/*.jpg.
@@ -21,6 +22,15 @@ larger batches take a larger rate. Steps follow `train.batch_size`, so that it i
 import common
 
 IMAGES, EPOCHS = 1_281_167, 100
+
+
+def epochs(config, images, count):
+    """`count` times through `images`; rate, checkpoint and evaluation go by epochs, too."""
+    # A reference each: keys that share one would change together.
+    config.train.steps = count * images // config.train.get_ref("batch_size")
+    config.train.eval_every = images // config.train.get_ref("batch_size")
+    config.train.checkpoint_every = images // config.train.get_ref("batch_size")
+    config.optim.learning_rate_decay_step = 2 * images // config.train.get_ref("batch_size")
 
 
 def recipe(config):
@@ -39,10 +49,6 @@ def recipe(config):
     config.optim.weight_decay = 4e-5
     config.optim.bias_gradient_multiplier = 1.0
     config.train.batch_size = 32
-    batch = config.train.get_ref("batch_size")
-    config.optim.learning_rate_decay_step = 2 * IMAGES // batch
-    config.train.steps = EPOCHS * IMAGES // batch
-    config.train.eval_every = config.train.checkpoint_every = IMAGES // batch
     config.eval.batch_size = 32
 
 
@@ -51,6 +57,8 @@ def backbone(name, dropout=0.0):
         recipe(config)
         config.model.backbone = name
         config.model.dropout = dropout
+        if name.endswith("_caffe"):  # as those who start from it see images
+            config.data.normalization = "caffe_bgr"
 
     return configure
 
@@ -62,6 +70,8 @@ def classic(name):
         backbone(name, 0.5)(config)
         config.model.fc_channels = 4096
         config.data.normalization = "imagenet"
+        if name == "alexnet":  # 6x6 features, one window
+            config.model.padding = "fixed"
         config.data.crop_size = config.eval.crop_size = (224, 224)
         config.data.color_jitter = config.loss.label_smoothing = 0.0
         config.optim.weight_decay = 5e-4
@@ -96,16 +106,20 @@ def shapes(config):
     config.eval.central_fraction = 1.0
     config.eval.batch_size = 50
     config.model.num_classes = 6
+    epochs(config, 4000, 10)
 
 
 def imagenet(config):
     """The official archives, or what was prepared from them, in data.root."""
     config.data.name = "imagenet"
+    epochs(config, IMAGES, EPOCHS)
 
 
 def image_folder(config):
-    """A user's own: set data.root, model.num_classes and train.steps."""
+    """A user's own: set data.root, model.num_classes and train.steps, which the rate follows."""
     config.data.name = "image_folder"
+    config.optim.schedule = "cosine"
+    config.train.eval_every = 1000
 
 
 def embedded(config):

@@ -12,8 +12,9 @@ from conftest import ROOT
 from flax.traverse_util import flatten_dict
 from test_models import count
 
-from deeplab_jax import classify, importers, main, models, runtime
+from deeplab_jax import advice, checkpoint, classify, importers, main, models, optim, runtime
 from deeplab_jax import config as configuration
+from deeplab_jax.data.classification import CentralCrops
 from deeplab_jax.data.labels import labels
 from deeplab_jax.errors import ConfigError, WeightsError
 
@@ -86,6 +87,30 @@ def test_the_recipe_of_table_4():
         config.train.batch_size = batch
         assert optim.learning_rate_decay_step == 2 * 1_281_167 // batch
         assert config.train.steps == 100 * 1_281_167 // batch
+        assert config.train.eval_every == config.train.checkpoint_every == 1_281_167 // batch
+    config.train.eval_every = 0
+    assert config.train.checkpoint_every == 1_281_167 // 256
+
+
+def test_presets_of_few_images_train_for_their_epochs():
+    config = imagenet.get_config("resnet_50")
+    assert (config.train.steps, config.train.checkpoint_every) == (10 * 4000 // 32, 4000 // 32)
+    config = imagenet.get_config("resnet_50,image_folder")
+    assert (config.train.steps, config.optim.schedule) == (30_000, "cosine")
+
+
+def test_alexnets_classifier_sees_one_window_of_its_crop():
+    config = imagenet.get_config("alexnet,imagenet")
+    module = models.build(**config.model)
+    variables = tree_of(module, size=224)
+    _, found = jax.eval_shape(
+        lambda v: module.apply(
+            v, jnp.zeros((1, 224, 224, 3)), capture_intermediates=True, mutable=["intermediates"]
+        ),
+        variables,
+    )
+    (fc7,) = found["intermediates"]["fc7"]["__call__"]
+    assert fc7.shape == (1, 1, 1, 4096)
 
 
 def test_a_classifier_refuses_what_does_not_apply():
@@ -93,6 +118,7 @@ def test_a_classifier_refuses_what_does_not_apply():
         {"output_stride": 16},
         {"heads": {"geometry": 3}},
         {"input_scales": (0.5, 1.0)},
+        {"channel_groups": (3, 3)},
     ):
         with pytest.raises(ValueError, match="classifier"):
             models.build("classifier", "mobilenet_v2", 10, **({"output_stride": 32} | wrong))
@@ -183,11 +209,11 @@ def test_another_backbone_is_refused():
 
 
 class Brightness(nn.Module):
-    """Scores 0..9 by how near a tenth of the grey scale is to the image's mean."""
+    """Scores 0..9 by how near a tenth of the grey scale is to the mean of the image's left."""
 
     def __call__(self, images):
-        mean = images.mean(axis=(1, 2, 3)) * 127.5 + 127.5
-        return -jnp.abs(mean[:, None] / 25 - jnp.arange(10.0))[:, None, None]
+        mean = images[:, :, : images.shape[2] // 2].mean(axis=(1, 2, 3)) * 127.5 + 127.5
+        return -3 * jnp.abs(mean[:, None] / 25 - jnp.arange(10.0))[:, None, None]
 
 
 class Greys:
@@ -202,12 +228,18 @@ class Greys:
     def __getitem__(self, index):
         true = 4
         image = np.full((20 + index, 30, 3), 25 * true + 3, np.uint8)
+        image[:, 15:] += np.uint8(60)
         return {"image": image, "label": np.array([[true + self.offs[index]]]), "name": "x"}
+
+
+def central(offs):
+    return CentralCrops(Greys(offs), (16, 16), 1.0)[0]["image"][None]
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_errors_are_counted_over_the_whole_split(mirrored):
-    # 103 / 25 = 4.12: the five likeliest are 4, 5, 3, 6, 2.
+    # 103 / 25 = 4.12: the five likeliest are 4, 5, 3, 6, 2. The mirror image, 6.52, is about as
+    # likely 6 as 7: of both together they are 4, 7, 6, 5, 3.
     offs = [0, 0, 0, 1, -2, 3, -3]
     config = imagenet.get_config()
     config.model.num_classes = 10
@@ -219,7 +251,13 @@ def test_errors_are_counted_over_the_whole_split(mirrored):
     )
     figures = found.figures
     assert figures["top_1_error"] == pytest.approx(4 / 7)
+    # Labels 2 and 7 are among the five likeliest of one view each.
     assert figures["top_5_error"] == pytest.approx(2 / 7)
+    best, probs = classify._likeliest(
+        Brightness(), {}, jnp.asarray(central(offs)), normalization="zero_mean", mirrored=mirrored
+    )
+    assert (7 in best[0].tolist(), 2 in best[0].tolist()) == (mirrored, not mirrored)
+    assert float(probs[0, 0]) < (0.5 if mirrored else 1)
     assert figures["error"]["grey 4"] == 0
     assert figures["error"]["grey 7"] == 1
     assert np.isnan(figures["error"]["grey 0"])
@@ -260,6 +298,18 @@ def test_pretraining_then_segmentation_from_its_workdir(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "deeplab_jax classifier, as a trunk" in said
     assert "left as initialised" in said
+    was, _ = checkpoint.read_variables(tmp_path / "shapes")
+    now, _ = checkpoint.read_variables(tmp_path / "v3plus")
+    for place, leaf in flatten_dict(was["params"]["backbone"]).items():
+        np.testing.assert_array_equal(flatten_dict(now["params"]["backbone"])[place], leaf)
+
+    network.data.normalization, network.model.padding = "imagenet", "fixed"
+    warnings = advice.before_loading(network, tmp_path / "shapes")
+    assert [w.split()[5] for w in warnings] == [
+        "data.normalization=zero_mean,",
+        "model.padding=same,",
+    ]
+    assert advice.before_loading(network, tmp_path) == []
 
 
 @pytest.mark.parametrize("mode", ["predict", "check_data", "tune_crf"])
@@ -278,9 +328,33 @@ def test_modes_of_label_maps_say_that_a_classifier_has_none(mode, tmp_path):
         ("imagenet.py", {"eval.crop_size": None}, "one size"),
         ("imagenet.py", {"data.min_crop_area": 0.0}, "min_crop_area"),
         ("imagenet.py", {"data.max_aspect_ratio": 0.5}, "max_aspect_ratio"),
+        ("imagenet.py", {"data.color_jitter": 1.5}, "color_jitter"),
+        ("imagenet.py", {"eval.central_fraction": 1.5}, "central_fraction"),
+        ("imagenet.py", {"eval.crf": True}, r"eval\.crf is of label maps"),
+        ("imagenet.py", {"eval.class_subset": (0, 1)}, "class_subset is of label maps"),
+        ("imagenet.py", {"loss.class_weights": "median_frequency"}, "a number a class"),
+        ("imagenet.py", {"model.num_classes": 70000}, "1 to 65536 classes"),
     ],
 )
 def test_settings_are_checked(file, overrides, says):
     config = configuration.load(f"{ROOT}/configs/{file}", overrides)
     with pytest.raises(ConfigError, match=says):
         configuration.check(config)
+
+
+def test_the_shapes_classes_are_six(tmp_path):
+    config = configuration.load(f"{ROOT}/configs/imagenet.py", QUICK | {"model.num_classes": 3})
+    with pytest.raises(ConfigError, match=r"model\.num_classes=6"):
+        main.run(config, "train", tmp_path)
+
+
+def test_a_last_layers_multiplier_finds_the_classifier():
+    config = imagenet.get_config()
+    config.optim.last_layers_contain_logits_only = True
+    config.optim.last_layer_gradient_multiplier = 0.0
+    config.optim.weight_decay = 0.0
+    params = drawn(models.build("classifier", "mobilenet_v2", 3, output_stride=32))["params"]
+    chain = optim.optimizer(params, optim.schedule(config.optim, 10), config.optim)
+    updates, _ = chain.update(params, chain.init(params), params)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates["classifier"]))
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(updates["last"]))

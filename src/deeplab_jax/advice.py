@@ -1,6 +1,8 @@
 """Configurations that train without an error and disappoint, told before the time is spent."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from deeplab_jax import models
@@ -12,6 +14,34 @@ def before_training(config: Mapping[str, Any]) -> list[str]:
     """A sentence for each trap in the whole configuration, with what to change."""
     found = (_untrained_taps(config), _slow_statistics(config))
     return [f"warning: {sentence}" for sentence in found if sentence]
+
+
+# Keys that change what a backbone's weights compute, but neither their names nor their shapes.
+CONVENTIONS = (
+    ("data", "normalization"),
+    ("model", "padding"),
+    ("model", "batch_norm_epsilon"),
+    ("model", "xception_depthwise"),
+)
+
+
+def before_loading(config: Mapping[str, Any], workdir: Path) -> list[str]:
+    """A sentence for each convention in which the weights of a workdir of ours were trained
+    otherwise than `config` will use them."""
+    try:
+        theirs = json.loads((workdir / "config.json").read_text())
+    except (OSError, ValueError):
+        return []  # not a workdir, or of an older version: nothing to compare with
+    found = []
+    for section, key in CONVENTIONS:
+        now = config[section][key]
+        was = theirs.get(section, {}).get(key, now)
+        if was != now:
+            found.append(
+                f"warning: {workdir} was trained with {section}.{key}={was}, now it is {now}: its "
+                "weights will compute something else"
+            )
+    return found
 
 
 def _untrained_taps(config: Mapping[str, Any]) -> str:
@@ -38,7 +68,10 @@ def _untrained_taps(config: Mapping[str, Any]) -> str:
 def _slow_statistics(config: Mapping[str, Any]) -> str:
     """The head's batch norms start at mean 0 and variance 1 unless the weights bring theirs."""
     model, train = config["model"], config["train"]
-    decay = model["batch_norm_decay"] or models.HEAD_NORM[0]
+    norm = models.HEAD_NORM
+    if model["name"] == "classifier":
+        norm = models.BACKBONE_NORM.get(model["backbone"].split("_")[0], norm)
+    decay = model["batch_norm_decay"] or norm[0]
     kept = decay ** train["steps"]
     has_norm = model["name"] in ("v3", "v3plus") and model["context"] != "none"
     has_norm |= model["name"] == "fcn" and model["backbone"] not in models.CLASSIFIERS

@@ -113,7 +113,7 @@ def table(results: Mapping[str, Any]) -> str:
     lines += [f"{'class':<{width}}  error %"]
     lines += [f"{name:<{width}}  {100 * missed[name]:>7.2f}" for name in worst]
     if len(missed) > len(worst):
-        lines.append(f"and {len(missed) - len(worst)} classes of a lower error")
+        lines.append(f"and {len(missed) - len(worst)} classes more, of no higher error")
     return "\n".join(lines)
 
 

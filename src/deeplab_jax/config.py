@@ -109,8 +109,9 @@ def check(config: Mapping[str, Any]) -> None:
     values = flat(config)
     classes = values["model.num_classes"]
     classifier = values["model.name"] == "classifier"
-    if not 1 <= classes <= (2**16 if classifier else 256):
-        raise ConfigError(f"model.num_classes={classes}: labels are bytes, 1 to 256 classes")
+    most, why = (2**16, "a classifier's are") if classifier else (256, "labels are bytes,")
+    if not 1 <= classes <= most:
+        raise ConfigError(f"model.num_classes={classes}: {why} 1 to {most} classes")
     for key in ("data.crop_size", "eval.crop_size", "predict.crop_size"):
         size = values[key]
         if size is None and key != "data.crop_size":
@@ -193,8 +194,20 @@ def _check_classifier(values: Mapping[str, Any], classifier: bool) -> None:
         raise ConfigError(f"data.ignore_label={ignored} is one of the classes; set it to -1")
     if values["eval.crop_size"] is None:
         raise ConfigError("eval.crop_size: a classifier sees images of one size, (height, width)")
-    if values["eval.crf"] or values["eval.eval_scales"] != (1.0,):
-        raise ConfigError("eval.crf and eval.eval_scales are of label maps, not of a classifier")
+    without = {
+        "eval.crf": False,
+        "eval.eval_scales": (1.0,),
+        "eval.class_subset": (),
+        "data.bootstrap_classes": (),
+        "model.channel_groups": None,
+    }
+    for key, value in without.items():
+        if values[key] != value:
+            raise ConfigError(f"{key} is of label maps; a classifier's is {value}")
+    if isinstance(values["loss.class_weights"], str):
+        raise ConfigError(
+            "loss.class_weights: those by name count pixels of label maps; give a number a class"
+        )
 
 
 def _check_loss(values: Mapping[str, Any], classes: int) -> None:

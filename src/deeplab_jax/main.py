@@ -107,7 +107,7 @@ def _train(config, workdir: Path, traces: Path | None):
     if checkpoint.latest_step(workdir) == 0:  # imported here
         variables, _ = checkpoint.load_variables(workdir, variables)
     elif config.init_from and not checkpoint.latest_step(workdir):
-        variables = _load(config.init_from, variables)
+        variables = _load(config, variables)
     batches = pipeline.train_iterator(source, config.data, config.seed, config.train.batch_size)
 
     runtime.write_whole(workdir / "config.json", configuration.to_json(recipe))
@@ -311,7 +311,7 @@ def _trained(config, workdir: Path, module, channels: int):
         return variables, step
     if not config.init_from:
         raise WeightsError(f"{workdir}: no checkpoint here; train first or set --config.init_from")
-    return _load(config.init_from, like), 0
+    return _load(config, like), 0
 
 
 def _check_start(config, workdir: Path) -> None:
@@ -328,8 +328,10 @@ def _check_start(config, workdir: Path) -> None:
         )
 
 
-def _load(init_from: str, target):
-    init_from = str(Path(init_from).expanduser())
+def _load(config, target):
+    init_from = str(Path(config.init_from).expanduser())
+    for warning in advice.before_loading(config, Path(init_from)):
+        runtime.say(warning)
     if checkpoint.latest_step(Path(init_from)) is not None:
         saved, step = checkpoint.read_variables(Path(init_from))
         source = {"/".join(path): array for path, array in flatten_dict(saved).items()}

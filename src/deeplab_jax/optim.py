@@ -87,7 +87,7 @@ def optimizer(
         path = path[1:] if path[0].startswith("nets_") else path  # of a late fusion
         last = path[0] != "backbone"
         if optim["last_layers_contain_logits_only"]:
-            last = path[0].startswith("logits")
+            last = path[0].startswith(("logits", "classifier"))
         # Convolution biases alone: batch norm's are betas, which the reference leaves at 1.
         bias = path[-1] == "bias" and path[-2] != "norm"
         return (optim["last_layer_gradient_multiplier"] if last else 1.0) * (

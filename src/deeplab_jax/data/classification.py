@@ -41,7 +41,7 @@ class RandomResizedCrop:
     def __call__(
         self, example: Mapping[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """{"image" [H, W, C], "label" [1, 1]} → {"image" [h, w, C] float32, "label" int32}."""
+        """{"image" [H, W, 3], "label" [1, 1]} → {"image" [h, w, 3] float32, "label" int32}."""
         image = example["image"]
         window = self._window(image.shape[:2], rng)
         pixels = resize_bilinear(image[window], self.crop_size)
@@ -68,18 +68,13 @@ class RandomResizedCrop:
 
 
 def jittered(image: np.ndarray, by: Sequence[float]) -> np.ndarray:
-    """[H, W, C] float32 in 0..255 with brightness, contrast, saturation times 1 + `by`.
-
-    Channels past RGB stay.
-    """
+    """[H, W, 3] float32 in 0..255 with brightness, contrast, saturation times 1 + `by`."""
     brightness, contrast, saturation = np.float32(1) + np.asarray(by, np.float32)
-    rgb = image[..., :3] * brightness
-    mean = (rgb @ GREY[: rgb.shape[-1]]).mean() if rgb.shape[-1] == 3 else rgb.mean()
+    rgb = image * brightness
+    mean = (rgb @ GREY).mean()
     rgb = mean + contrast * (rgb - mean)
-    if rgb.shape[-1] == 3:
-        grey = (rgb @ GREY)[..., None]
-        rgb = grey + saturation * (rgb - grey)
-    return np.concatenate([np.clip(rgb, 0, 255), image[..., 3:]], axis=-1)
+    grey = (rgb @ GREY)[..., None]
+    return np.clip(grey + saturation * (rgb - grey), 0, 255)
 
 
 def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> np.ndarray:
@@ -88,10 +83,9 @@ def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> n
     The window has the shape of `size`: nothing is distorted.
     """
     scale = fraction * min(n / s for n, s in zip(image.shape[:2], size))
-    window = tuple(
-        slice(max(0, round((n - s * scale) / 2)), max(0, round((n - s * scale) / 2)) + side)
-        for n, s, side in zip(image.shape[:2], size, (max(1, round(s * scale)) for s in size))
-    )
+    sides = [max(1, round(s * scale)) for s in size]
+    starts = [(n - side) // 2 for n, side in zip(image.shape[:2], sides)]
+    window = tuple(slice(start, start + side) for start, side in zip(starts, sides))
     return resize_bilinear(image[window], size)
 
 
@@ -111,6 +105,21 @@ class CentralCrops:
         return example | {"image": central_crop(example["image"], self.size, self.fraction)}
 
 
+def class_folders(root: str | Path, split: str = "train") -> tuple[str, ...]:
+    """Names of the folders in ROOT/SPLIT, sorted; hidden ones are none.
+
+    Raises:
+      DataError: if there is no such folder.
+    """
+    folder = Path(root).expanduser() / split
+    if not root or not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder; data.root holds SPLIT/CLASS/*.jpg, and the folders of "
+            "its train are the classes"
+        )
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
+
+
 class ImageFolder:
     """Images at ROOT/SPLIT/CLASS/*; classes are the folders of ROOT/train, in order of name.
 
@@ -120,20 +129,22 @@ class ImageFolder:
 
     def __init__(self, root: str | Path, split: str):
         self.root, self.split = Path(root).expanduser(), split
-        if not root or not (self.root / split).is_dir():
-            raise DataError(
-                f"{self.root / split}: no such folder; data.root holds SPLIT/CLASS/*.jpg"
-            )
-        self.names = tuple(sorted(p.name for p in (self.root / "train").glob("*/")))
+        self.names = class_folders(root)
         ids = {name: i for i, name in enumerate(self.names)}
         self.examples = []
-        for folder in sorted((self.root / split).glob("*/")):
+        for folder in (self.root / split / name for name in class_folders(root, split)):
             if folder.name not in ids:
                 raise DataError(
                     f"{folder}: no class of {self.root / 'train'}"
                     + did_you_mean(folder.name, self.names)
                 )
-            paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in files.IMAGE_SUFFIXES)
+            paths = sorted(
+                p
+                for p in folder.iterdir()
+                if p.suffix.lower() in files.IMAGE_SUFFIXES and p.name[0] != "."
+            )
+            if not paths:
+                raise DataError(f"{folder}: holds no images; remove the folder, or fill it")
             self.examples += [(path, ids[folder.name]) for path in paths]
         if not self.examples:
             raise DataError(f"{self.root / split}: holds no images; expected CLASS/*.jpg")

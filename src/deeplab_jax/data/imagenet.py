@@ -19,7 +19,8 @@ TRAIN, VAL, DEVKIT = (
     "ILSVRC2012_img_val.tar",
     "ILSVRC2012_devkit_t12.tar.gz",
 )
-SPLITS = {"train": 1_281_167, "val": 50_000}
+SPLITS = {"train": 1_281_167, "val": 50_000}  # images
+NAMES = "wnids.txt"  # beside the prepared data: the classes' WordNet ids
 WHERE = f"{TRAIN}, {VAL} and {DEVKIT} from image-net.org (Download, ILSVRC 2012)"
 
 
@@ -87,27 +88,56 @@ def validation_labels(devkit: str | Path) -> list[int]:
     return [order[leaves[int(line)]] for line in truth.split()]
 
 
+def prepared(root: str | Path) -> DeeplabImagenet2012:
+    """The builder of the data in `root`; prepares them the first time.
+
+    Raises:
+      DataError: if neither the prepared data nor the archives are there, or these are damaged.
+    """
+    folder = Path(root).expanduser()
+    builder = DeeplabImagenet2012(data_dir=folder, file_format="array_record")
+    if builder.data_path.exists():
+        return builder
+    missing = [name for name in (TRAIN, VAL, DEVKIT) if not (folder / name).is_file()]
+    if not root or missing:
+        raise DataError(
+            f"data.root={root or '(not set)'}: put {WHERE} there, with as much disk again "
+            "for the prepared data; missing:\n" + first_few(missing)
+        )
+    try:
+        with tarfile.open(folder / TRAIN) as archive:
+            wnids = sorted(Path(name).stem for name in archive.getnames())
+        settings = tfds.download.DownloadConfig(manual_dir=folder)
+        builder.download_and_prepare(download_config=settings)
+    except (tarfile.TarError, KeyError, EOFError, ValueError) as error:
+        raise DataError(
+            f"{folder}: an archive is damaged or not the official one "
+            f"({type(error).__name__}: {error}); get {WHERE} again"
+        ) from error
+    (builder.data_path / NAMES).write_text("\n".join(wnids) + "\n")
+    return builder
+
+
+def read_names(root: str | Path) -> tuple[str, ...]:
+    """WordNet ids of the classes, by id; errors are `prepared`'s."""
+    return tuple(files.read_lines(Path(prepared(root).data_path) / NAMES))
+
+
 class ImageNet:
     """Random-access source of a prepared split; prepares it the first time.
 
+    Attributes:
+      names: WordNet ids of the classes, by id.
+
     Raises:
-      DataError: if neither the prepared data nor the archives are in `root`.
+      DataError: as `prepared`, and for a split there is not.
     """
 
     def __init__(self, root: str | Path, split: str):
         if split not in SPLITS:
             raise DataError(f"ImageNet has no split {split!r}; it has {', '.join(SPLITS)}")
-        folder = Path(root).expanduser()
-        builder = DeeplabImagenet2012(data_dir=folder, file_format="array_record")
-        if not builder.data_path.exists():
-            missing = [name for name in (TRAIN, VAL, DEVKIT) if not (folder / name).is_file()]
-            if not root or missing:
-                raise DataError(
-                    f"data.root={root or '(not set)'}: put {WHERE} there, with as much disk again "
-                    "for the prepared data; missing:\n" + first_few(missing)
-                )
-            settings = tfds.download.DownloadConfig(manual_dir=folder)
-            builder.download_and_prepare(download_config=settings)
+        builder = prepared(root)
+        self.names = read_names(root)
         self.examples = builder.as_data_source(
             split=split, decoders={"image": tfds.decode.SkipDecoding()}
         )

@@ -8,7 +8,12 @@ import grain
 import numpy as np
 
 from deeplab_jax.data import datasets, files, shapes
-from deeplab_jax.data.classification import CentralCrops, ImageFolder, RandomResizedCrop
+from deeplab_jax.data.classification import (
+    CentralCrops,
+    ImageFolder,
+    RandomResizedCrop,
+    class_folders,
+)
 from deeplab_jax.data.labels import SYNTHETIC_CLASSES, Labels, labels
 from deeplab_jax.data.synthetic import Synthetic
 from deeplab_jax.data.transforms import Augment, normalization, pad_to
@@ -34,18 +39,18 @@ def source(data: Mapping[str, Any], split: str, num_classes: int):
             made = {"synthetic": Synthetic, "shapes": shapes.Shapes}[name](split, **options)
         except ValueError as error:
             raise ConfigError(f"data.synthetic: {error}") from error
+        if name == "shapes":
+            _check_classes(shapes.CLASSES, num_classes, "the embedded shapes")
         return _Cached(made) if data["cache"] else made
     if name == "imagenet":
         from deeplab_jax.data.imagenet import ImageNet  # TFDS takes a second to import
 
-        return ImageNet(data["root"], split)
+        images = ImageNet(data["root"], split)
+        _check_classes(images.names, num_classes, data["root"])
+        return images
     if name == "image_folder":
         images = ImageFolder(data["root"], split)
-        if len(images.names) != num_classes:
-            raise ConfigError(
-                f"{images.root / 'train'} has {len(images.names)} classes: set "
-                f"--config.model.num_classes={len(images.names)}"
-            )
+        _check_classes(images.names, num_classes, images.root / "train")
         return images
     ignore_label = data["ignore_label"]
     if name in datasets.DATASETS:
@@ -61,6 +66,13 @@ def source(data: Mapping[str, Any], split: str, num_classes: int):
     return files.folder(data["root"], split, num_classes, ignore_label, label_map)
 
 
+def _check_classes(names, num_classes: int, where) -> None:
+    if len(names) != num_classes:
+        raise ConfigError(
+            f"{where} has {len(names)} classes: set --config.model.num_classes={len(names)}"
+        )
+
+
 def class_labels(data: Mapping[str, Any], num_classes: int) -> Labels:
     """Names and colours of the dataset's classes; a folder may name its own in classes.txt."""
     name = _known(data["name"])
@@ -68,8 +80,12 @@ def class_labels(data: Mapping[str, Any], num_classes: int) -> Labels:
         names = datasets.names_of(name, data["root"])
         return labels(names, num_classes, datasets.palette_of(name))
     names = {"synthetic": SYNTHETIC_CLASSES, "shapes": shapes.CLASSES}.get(name, ())
-    if data["name"] == "image_folder":
-        names = ImageFolder(data["root"], data["train_split"]).names
+    if name == "image_folder":
+        names = class_folders(data["root"])
+    if name == "imagenet":
+        from deeplab_jax.data import imagenet
+
+        names = imagenet.read_names(data["root"])
     path = Path(data["root"]) / "classes.txt"
     if data["name"] == "folder" and path.is_file():
         names = files.read_lines(path)

@@ -139,7 +139,7 @@ def build(
       aspp_channels: channels of each ASPP branch and of its projection.
       aspp_convs: 3x3 convolutions behind the ASPP's projection (PyTorch's ports: 1).
       dropout: of v3 and v3plus: the share dropped behind the ASPP's projection in training; of a
-        classifier: before its last layer.
+        classifier: before its last layer, and behind fc6.
       decoder_output_stride: stride of the decoder's low-level features (4, 8 or 16, at most
         output_stride); (8, 4) refines in two stages; None is no decoder. v3 has none whatever this
         says. Of fcn on VGG-16 at stride 32: None is FCN-32s, 16 FCN-16s, 8 FCN-8s.
@@ -229,6 +229,7 @@ def build(
 
     family = "own" if own else backbone.split("_")[0]
     decay, epsilon = BACKBONE_NORM.get(family, HEAD_NORM)
+    norm = _norm(batch_norm_decay or decay, batch_norm_epsilon or epsilon, dtype)
     encoder = _encoder(
         backbone,
         output_stride=output_stride,
@@ -242,7 +243,7 @@ def build(
         pool_size=2 if classic or name == "classifier" else 3,
         remat=remat,
         dtype=jnp.dtype(dtype),
-        norm=_norm(batch_norm_decay or decay, batch_norm_epsilon or epsilon, dtype),
+        norm=norm,
     )
     decay, epsilon = HEAD_NORM
     common = {
@@ -267,8 +268,9 @@ def build(
             width_multiplier,
             partial(fully_connected, tail.window, 1),
             dropout,
-            classifier=classifier,
-            **common,
+            norm,
+            classifier,
+            common["dtype"],
         )
     elif name == "v1":
         fully_connected = partial(fully_connected, fc_kernel_size, rates[0])
@@ -343,8 +345,8 @@ def build(
             fcn_head if auxiliary else None,
             classifier,
         )
-    if name == "classifier" and (len(heads) > 1 or input_scales or auxiliary):
-        raise ValueError("a classifier has no further heads, no input_scales and no auxiliary")
+    if name == "classifier" and (len(heads) > 1 or input_scales or auxiliary or channel_groups):
+        raise ValueError("a classifier has no heads, input_scales, auxiliary or channel_groups")
     if len(heads) > 1 and (input_scales or auxiliary):
         raise ValueError("heads go neither with input_scales nor with an auxiliary classifier")
     if channel_groups and (input_scales or auxiliary):

@@ -49,7 +49,7 @@ class Classifier(Network):
       width_multiplier: of the backbone; above 1 the tail is as much wider.
       fully_connected: makes fc6 and fc7; called with the padding of fc6.
       dropout: share dropped before the classifier, and behind fc6.
-      norm: makes a batch norm.
+      norm: makes a batch norm, as the backbone's.
       classifier: makes the layer that ends in scores.
     """
 
