@@ -96,9 +96,9 @@ def test_its_shortcuts_are_within_its_bound(monkeypatch):
 
 @pytest.mark.parametrize("memory", [4e9, 1e5])
 def test_fast_hears_only_what_is_within_reach(method, memory):
-    """Of an image of five cells, each window hears four."""
-    image, probs = scene(30, 340)
-    options = {"sigma_alpha": 30.0, "sigma_beta": 13.0, "w1": 3.0}
+    """Of an image of eight cells, each window hears four."""
+    image, probs = scene(30, 544)
+    options = {"sigma_alpha": 38.0, "sigma_beta": 13.0, "w1": 3.0}
     exact = run(image, probs, **options, method="exact")
     q = run(image, probs, **options, method=method, memory=memory)
     assert 0.5 * float(jnp.abs(exact - q).sum(-1).mean()) < 0.015
