@@ -17,7 +17,7 @@ from deeplab_jax.data.labels import Labels
 from deeplab_jax.predict import normalize
 
 TOP = 5
-COLUMNS = 4  # of the picture
+COLUMNS, SHOWN = 4, 200  # of the picture; px of an image in it
 
 
 class Evaluation(NamedTuple):
@@ -73,10 +73,10 @@ def evaluate(
                 wrong[0, truth] += truth != ids[0]
                 wrong[1, truth] += truth not in ids
                 if seen in shown:
-                    answer = f"{labels.names[ids[0]]} {100 * prob[0]:.0f} %"
-                    right = "" if truth == ids[0] else f", is {labels.names[truth]}"
-                    tile = pictures.fit(image[..., :3].astype(np.uint8), 240)
-                    tiles.append(pictures.named(tile, answer + right))
+                    caption = f"{labels.names[ids[0]]} {100 * prob[0]:.0f} %"
+                    if truth != ids[0]:
+                        caption += f"\nis {labels.names[truth]}"
+                    tiles.append(_tile(image, caption))
                 seen += 1
             progress.advance(len(examples))
     with np.errstate(invalid="ignore"):  # a class that no image has
@@ -85,6 +85,13 @@ def evaluate(
     figures = {"top_1_error": top_1, "top_5_error": top_5}
     figures["error"] = dict(zip(labels.names, by_class.tolist()))
     return Evaluation(figures, tiles)
+
+
+def _tile(image: np.ndarray, caption: str) -> np.ndarray:
+    """About 200 px, so that the caption fits, whatever the image's size."""
+    times = max(1, SHOWN // max(image.shape[:2]))
+    tile = image[..., :3].astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
+    return pictures.named(pictures.fit(tile, SHOWN), caption)
 
 
 @partial(jax.jit, static_argnames=("module", "normalization", "mirrored"))
