@@ -78,6 +78,9 @@ def test_records_hold_what_the_files_hold(tmp_path):
         records.source("camvid", tmp_path, "train", 11, 255)
     with pytest.raises(DataError, match=r"did you mean 'trainval'"):
         records.source("camvid", tmp_path, "trainvals", 11, 255)
+    picture(tmp_path / "night" / "a.png")
+    with pytest.raises(DataError, match=r"published splits of camvid .* not 'night'"):
+        records.source("camvid", tmp_path, "night", 11, 255)
 
 
 def test_records_of_train_ids_are_not_mapped_again(tmp_path):

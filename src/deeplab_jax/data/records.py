@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from deeplab_jax.data import datasets, files
+from deeplab_jax.errors import DataError
 
 
 class DeeplabRecords(tfds.core.GeneratorBasedBuilder):
@@ -94,9 +95,13 @@ def source(name: str, root: str | Path, split: str, num_classes: int, ignore_lab
       DataError: as `datasets.source`.
     """
     root = Path(root).expanduser()
-    known = {config.name for config in DeeplabRecords.BUILDER_CONFIGS}
-    if f"{name}_{split}" not in known:
-        datasets.find(name, root, split)  # says what there is
+    splits = datasets.DATASETS[name].splits
+    if split not in splits:
+        datasets.find(name, root, split)  # says what there is, if there is nothing
+        raise DataError(
+            f"data.records packs the published splits of {name} ({', '.join(splits)}), not "
+            f"{split!r}: read it with data.records=False"
+        )
     builder = DeeplabRecords(
         config=f"{name}_{split}", data_dir=root / "records", file_format="array_record"
     )
