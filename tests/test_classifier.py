@@ -14,6 +14,7 @@ from test_models import count
 
 from deeplab_jax import advice, checkpoint, classify, importers, main, models, optim, runtime
 from deeplab_jax import config as configuration
+from deeplab_jax.data import synthetic
 from deeplab_jax.data.classification import CentralCrops
 from deeplab_jax.data.labels import labels
 from deeplab_jax.errors import ConfigError, WeightsError
@@ -267,7 +268,9 @@ def test_errors_are_counted_over_the_whole_split(mirrored):
     assert "grey 0" not in text
 
 
-def test_pretraining_then_segmentation_from_its_workdir(tmp_path, capsys):
+def test_pretraining_then_segmentation_from_its_workdir(tmp_path, capsys, monkeypatch):
+    for split in synthetic.SPLITS:  # drawing 3000 scenes takes minutes
+        monkeypatch.setitem(synthetic.SPLITS, split, 12)
     config = configuration.load(f"{ROOT}/configs/imagenet.py", QUICK)
     figures = main.run(config, "train", tmp_path / "shapes")
     assert 0 <= figures["top_5_error"] <= figures["top_1_error"] <= 1
