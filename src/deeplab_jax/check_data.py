@@ -48,10 +48,7 @@ def check(source, split: str, labels: Labels, ignore_label: int, folder: Path) -
 
     report = _report(split, len(source), len(bad), pixels, images_with, sizes, labels, ignore_label)
     if tiles:
-        rows = [tiles[i : i + 4] for i in range(0, len(tiles), 4)]
-        blank = np.full((1, 1, 3), 255, np.uint8)
-        rows[-1] += [blank] * (len(rows[0]) - len(rows[-1]))
-        sheet = pictures.panel(rows, [split] + [""] * (len(rows[0]) - 1))
+        sheet = pictures.contact_sheet(tiles, split)
         runtime.write_whole(folder / f"{split}.png", pictures.png(sheet))
     if bad:
         runtime.say(report)

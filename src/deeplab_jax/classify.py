@@ -17,7 +17,7 @@ from deeplab_jax.data.labels import Labels
 from deeplab_jax.predict import normalize
 
 TOP = 5
-COLUMNS, SHOWN = 4, 200  # of the picture; px of an image in it
+SHOWN = 200  # px of an image in the picture
 
 
 class Evaluation(NamedTuple):
@@ -128,9 +128,6 @@ def write(folder: Path, found: Evaluation, labels: Labels, crf: Mapping[str, Any
     """Writes results.json and panel.png; arguments as `evaluate.write`'s."""
     results = json.dumps(runtime.finite(found.figures), indent=1) + "\n"
     runtime.write_whole(folder / "results.json", results)
-    rows = [found.tiles[i : i + COLUMNS] for i in range(0, len(found.tiles), COLUMNS)]
-    if rows:
-        blank = np.full((1, 1, 3), 255, np.uint8)
-        rows[-1] += [blank] * (len(rows[0]) - len(rows[-1]))
-        picture = pictures.panel(rows, ["prediction"] + [""] * (len(rows[0]) - 1))
+    if found.tiles:
+        picture = pictures.contact_sheet(found.tiles, "prediction")
         runtime.write_whole(folder / "panel.png", pictures.png(picture))

@@ -75,6 +75,13 @@ def panel(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image.
     return picture
 
 
+def contact_sheet(tiles: Sequence[np.ndarray], title: str, columns: int = 4) -> Image.Image:
+    """Pictures [h, w, 3], at least one, in rows of `columns`, under a title."""
+    rows = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    rows[-1] += [np.full((1, 1, 3), 255, np.uint8)] * (len(rows[0]) - len(rows[-1]))
+    return panel(rows, [title] + [""] * (len(rows[0]) - 1))
+
+
 def confusion_matrix(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
     """Rows (truth) in per cent of themselves; darker is more."""
     cell, font, small = 34, _font(14), _font(11)
