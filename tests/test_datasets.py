@@ -83,6 +83,16 @@ def test_records_hold_what_the_files_hold(tmp_path):
         records.source("camvid", tmp_path, "night", 11, 255)
 
 
+def test_records_of_other_sizes_are_told_as_files_are(tmp_path):
+    from deeplab_jax.data import records
+
+    picture(tmp_path / "val" / "a.png")
+    mask(tmp_path / "valannot" / "a.png", [0], size=(6, 4))
+    for read in (datasets.source, records.source):
+        with pytest.raises(DataError, match="mask of 4x6 for an image of 6x4"):
+            read("camvid", tmp_path, "val", 11, 255)[0]
+
+
 def test_records_of_train_ids_are_not_mapped_again(tmp_path):
     from deeplab_jax.data import records
 

@@ -143,11 +143,7 @@ class Pairs:
           DataError: naming the file and what is wrong with it.
         """
         image, mask = read_image(self.images[index]), self.label(index)
-        if image.shape[:2] != mask.shape:
-            raise DataError(
-                f"{self.masks[index]}: mask of {_size(mask)} for an image of {_size(image)} "
-                f"({self.images[index]}); they must be the same size" + _turned(image, mask)
-            )
+        check_sizes(image, mask, self.images[index], self.masks[index])
         return {"image": image, "label": mask, "name": self.images[index].stem}
 
     def fingerprint(self) -> str:
@@ -163,6 +159,15 @@ class Pairs:
         """
         path = self.masks[index]
         return labelled(read_mask(path), self.num_classes, self.ignore_label, self.label_map, path)
+
+
+def check_sizes(image: np.ndarray, mask: np.ndarray, image_path, mask_path) -> None:
+    """Raises DataError unless image [H, W, 3] and mask [H, W] are of one size."""
+    if image.shape[:2] != mask.shape:
+        raise DataError(
+            f"{mask_path}: mask of {_size(mask)} for an image of {_size(image)} "
+            f"({image_path}); they must be the same size" + _turned(image, mask)
+        )
 
 
 def labelled(

@@ -120,7 +120,11 @@ def prepared(root: str | Path) -> DeeplabImagenet2012:
 
 def read_names(root: str | Path) -> tuple[str, ...]:
     """WordNet ids of the classes, by id; errors are `prepared`'s."""
-    return tuple(files.read_lines(Path(prepared(root).data_path) / NAMES))
+    return _names(prepared(root))
+
+
+def _names(builder: DeeplabImagenet2012) -> tuple[str, ...]:
+    return tuple(files.read_lines(Path(builder.data_path) / NAMES))
 
 
 class ImageNet:
@@ -137,7 +141,7 @@ class ImageNet:
         if split not in SPLITS:
             raise DataError(f"ImageNet has no split {split!r}; it has {', '.join(SPLITS)}")
         builder = prepared(root)
-        self.names = read_names(root)
+        self.names = _names(builder)
         self.examples = builder.as_data_source(
             split=split, decoders={"image": tfds.decode.SkipDecoding()}
         )

@@ -70,8 +70,9 @@ class Records:
     def __getitem__(self, index: int) -> dict:
         example = self.data_source[int(index)]
         name = example["name"].decode()
-        image = files.read_image(name, example["image"])
-        return {"image": image, "label": self._label(example, name), "name": name}
+        image, mask = files.read_image(name, example["image"]), self._label(example, name)
+        files.check_sizes(image, mask, name, name)
+        return {"image": image, "label": mask, "name": name}
 
     def label(self, index: int) -> np.ndarray:
         """The mask alone, [H, W] integer; checks its ids."""
