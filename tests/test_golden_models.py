@@ -58,12 +58,14 @@ FAST = {
     "torch_tv_fcn_resnet50",
     "torch_vainf_v3plus_mobilenet_os16_64x96",
 }
-# Their own float32 rounding, amplified by 101 layers of random weights, is past the 1e-3 of the
-# others: in float64 our graphs are 4.2e-3, 3.0e-3 and 2.3e-3 away from them, in float32 as far.
+# Their own float32 rounding, amplified by 101 layers of random weights or by the gates of
+# MobileNetV3, is past the 1e-3 of the others: in float64 our graphs are 4.2e-3, 3.0e-3, 2.3e-3 and
+# 1.2e-3 away from them, in float32 as far.
 NOISY = {
     "tf_C_resnet101beta_os16_dec4_mg124_129",
     "tf_G_v3_resnet101beta_os16_mg124_129",
     "tf_I_v2style_resnet101_os8_sumaspp_129",
+    "tf_K_mnv3large_seg_cityscapes_os32_129",
 }
 
 
