@@ -16,8 +16,8 @@ FLOORS = [
     {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf"},
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers"},
-    {"advice", "predict", "check_data", "command_line"},
-    {"classify", "evaluate", "train", "convert", "tune_crf"},
+    {"advice", "predict", "command_line"},
+    {"check_data", "classify", "evaluate", "train", "convert", "tune_crf"},
     {"main"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

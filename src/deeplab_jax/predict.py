@@ -190,6 +190,7 @@ def predict(
     eval_scales: Sequence[float] = (1.0,),
     add_flipped_images: bool = False,
     crf: Mapping[str, Any] | None = None,
+    raw_ids: np.ndarray | None = None,
 ) -> np.ndarray:
     """Segments one image of any size.
 
@@ -204,9 +205,11 @@ def predict(
       eval_scales: the image is seen at each of these; their probabilities are averaged.
       add_flipped_images: and mirrored at each.
       crf: refine the answer, with these keywords of `crf.mean_field`; None or False: do not.
+      raw_ids: [classes], give these ids (`Labels.first_raw_ids`) instead of the classes' own; None
+        or False: do not.
 
     Returns:
-      Class ids [H, W] uint8.
+      Class ids [H, W] uint8, or `raw_ids` in their dtype.
 
     Raises:
       ValueError: if `image` is not [H, W, C] uint8.
@@ -221,8 +224,11 @@ def predict(
     }
     if crf is not None and crf is not False:
         probs = probability_maps(module, variables, padded[None], **options)
-        return refine(padded, probs[0], (height, width), crf)
-    return np.asarray(label_maps(module, variables, padded[None], **options)[0, :height, :width])
+        labels = refine(padded, probs[0], (height, width), crf)
+    else:
+        maps = label_maps(module, variables, padded[None], **options)
+        labels = np.asarray(maps[0, :height, :width])
+    return labels if raw_ids is None or raw_ids is False else raw_ids[labels]
 
 
 def probabilities(
