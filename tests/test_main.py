@@ -66,51 +66,6 @@ def test_no_workdir_ends_with_2():
     assert (done.returncode, "--workdir=DIR is missing" in done.stderr) == (2, True)
 
 
-def _truncated(root):
-    path = root / "images" / "scene 1.jpg"
-    path.write_bytes(path.read_bytes()[:500])
-
-
-def _outside(root):
-    mask = np.zeros((40, 50), np.uint8)
-    mask[3, 4] = 77
-    Image.fromarray(mask).save(root / "masks" / "scene 1.png")
-
-
-def _other_size(root):
-    Image.new("L", (10, 10)).save(root / "masks" / "scene 1.png")
-
-
-def _empty(root):
-    for path in [*root.glob("images/*"), *root.glob("masks/*")]:
-        path.unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (_truncated, ["scene 1.jpg", "damaged or truncated", "replace or remove it"]),
-        (_outside, ["scene 1.png", "ids 77", "classes 0..2", "model.num_classes"]),
-        (_other_size, ["scene 1.png", "10x10", "50x40", "must be the same size"]),
-        (_empty, ["images: no images"]),
-    ],
-)
-@pytest.mark.parametrize("mode", ["train", "check_data"])
-def test_bad_data_ends_with_3_naming_the_file(damage, words, mode, data_folder, tmp_path):
-    damage(data_folder)
-    done = run(
-        f"{V3PLUS}:mobilenet_v2,folder",
-        f"--workdir={tmp_path / 'w'}",
-        f"--mode={mode}",
-        *[f"--config.{k}={v}" for k, v in (SMALL | {"data.root": data_folder}).items()],
-    )
-    assert done.returncode == 3, done.stderr
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in done.stderr
-    assert not list((tmp_path / "w").glob("checkpoints/*"))
-
-
 def test_debug_shows_where_it_came_from(tmp_path):
     done = run(V3PLUS, "--config.data.name=vok", f"--workdir={tmp_path}", "--debug")
     assert "Traceback" in done.stderr

@@ -29,6 +29,7 @@ from deeplab_jax import train as training
 from deeplab_jax.data import balance, datasets, files, pipeline
 from deeplab_jax.data.labels import Labels
 from deeplab_jax.data.labels import read as read_labels
+from deeplab_jax.data.skipping import unreadable
 from deeplab_jax.data.transforms import normalization
 from deeplab_jax.errors import (
     ConfigError,
@@ -174,6 +175,8 @@ def _train(config, workdir: Path, traces: Path | None):
         },
         profile=traces,
     )
+    if skipped := len(unreadable(source)):
+        runtime.say(f"{skipped} training examples could not be read; others stood in for them")
     return _evaluate_fully(config, workdir, eval_module, variables, val_source, labels, step)
 
 
@@ -224,6 +227,8 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
     scoring.write(folder, found, labels, config.crf)
     _write_metrics(workdir, step, config.eval.split, results)
     runtime.say(scoring.table(results))
+    if left_out := results.get("left_out"):
+        runtime.say(f"{left_out} of {len(source)} images could not be read and are left out")
     runtime.say(f"pictures and tables in {folder}")
     return results
 

@@ -20,7 +20,6 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 # Pillow widens grey of 2 and 4 bits to a byte; ids must come back as they were stored.
 NARROW_GREY = {"L;2": 85, "L;4": 17}
 COLORED = ("RGB", "RGBA")
-DEEP = ("RGB;16B", "RGBA;16B")  # 16 bits a channel, which Pillow cuts to 8
 
 
 def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
@@ -67,7 +66,8 @@ def read_mask(path: str | Path, encoded: bytes | None = None, colors: bool = Fal
             return np.asarray(mask) // np.uint8(NARROW_GREY.get(opened.stored_mode, 1))
         if mask.mode.startswith("I"):  # "I;16", "I": 16 bits and more
             return np.asarray(mask).astype(np.int32)
-        if colors and mask.mode in COLORED and opened.stored_mode not in DEEP:
+        deep = ";16" in str(opened.stored_mode)  # which Pillow cuts to 8 bits a channel
+        if colors and mask.mode in COLORED and not deep:
             return np.asarray(mask.convert("RGB"))
         raise DataError(
             f"{path}: a mask in {opened.stored_mode} colours; masks hold one class id a pixel "
@@ -111,9 +111,10 @@ class _opened:
             ) from error
         except UnidentifiedImageError as error:
             size = self.path.stat().st_size if self.encoded is None else len(self.encoded)
+            jpeg = "; JPEG compression changes ids" if self.what == "mask" else ""
             raise UnreadableError(
-                f"{self.path}: not a readable {self.what} ({', '.join(self.formats)} are read, "
-                f"the file has {size} bytes); replace or remove it"
+                f"{self.path}: not a readable {self.what} ({', '.join(self.formats)} are read"
+                f"{jpeg}; the file has {size} bytes); replace or remove it"
             ) from error
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise UnreadableError(

@@ -13,6 +13,13 @@ TOLD = 10  # one by one; the rest is only counted
 SHARE = 0.1  # of a split; more is no accident
 
 
+def unreadable(source) -> dict[int, str]:
+    """{index: what was wrong} of the examples passed over so far; {} where none are."""
+    while source is not None and not isinstance(source, Skipping):
+        source = getattr(source, "source", None)
+    return source.unreadable if source is not None else {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Skipping:
     """A source whose unreadable examples are replaced, each by the next that can be read.
