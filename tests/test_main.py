@@ -15,7 +15,7 @@ from test_train import SMALL, small
 
 from deeplab_jax import advice, main
 from deeplab_jax import config as configuration
-from deeplab_jax.data import labels
+from deeplab_jax.data import files, labels
 from deeplab_jax.errors import ConfigError, DataError, WeightsError
 
 V3PLUS = f"--config={CONFIGS}/v3plus.py"
@@ -79,6 +79,12 @@ def test_a_config_file_works_from_anywhere(tmp_path):
 
 def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys):
     workdir = tmp_path / "run"
+    for path in (data_folder / "masks").iterdir():  # ids 0, 10, 20 and 255
+        with Image.open(path) as mask:
+            ids = np.asarray(mask)
+        Image.fromarray(np.where(ids == 255, ids, ids * 10)).save(path)
+    classes = [{"name": f"ten_{i}", "ids": [10 * i]} for i in range(3)]
+    (data_folder / "classes.json").write_text(json.dumps({"classes": classes}))
     trained = main.run(small(data_folder, train__steps=6, train__eval_every=3), "train", workdir)
     assert "after 6 steps the running statistics of batch norm still hold 94 %" in (
         capsys.readouterr().out
@@ -100,7 +106,8 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
 
     photos = shutil.copytree(data_folder / "images", tmp_path / "photos")
     Image.new("RGB", (50, 40)).save(photos / "scene 1.png")
-    main.run(small(data_folder), "predict", workdir, str(photos))
+    nowhere = small(tmp_path / "nowhere")  # the checkpoint knows its classes without the data
+    main.run(nowhere, "predict", workdir, str(photos))
     written = sorted(p.name for p in (workdir / "predictions" / "labels").iterdir())
     assert written == sorted([*(f"scene {i}.png" for i in range(4)), "scene 1_2.png"])
     with Image.open(workdir / "predictions" / "labels" / "scene 2.png") as index:
@@ -109,7 +116,14 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
         assert index.getpalette()[:6] == labels.voc_palette()[:2].ravel().tolist()
     assert size(workdir / "predictions" / "overlays" / "scene 2.png") == (50, 40)
     named = json.loads((workdir / "predictions" / "labels.json").read_text())["classes"]
-    assert [c["name"] for c in named] == ["class_0", "class_1", "class_2"]
+    assert [c["name"] for c in named] == ["ten_0", "ten_1", "ten_2"]
+    raw = small(tmp_path / "nowhere", predict__raw_ids=True, model__num_classes=None)
+    main.run(raw, "predict", workdir, str(photos / "scene 2.jpg"), tmp_path / "raw")
+    with Image.open(workdir / "predictions" / "labels" / "scene 2.png") as index:
+        expected = 10 * np.asarray(index)
+    np.testing.assert_array_equal(
+        files.read_mask(tmp_path / "raw" / "labels" / "scene 2.png"), expected
+    )
 
     fine_tuned = main.run(
         small(data_folder, train__steps=1, init_from=str(workdir)), "train", tmp_path / "next"

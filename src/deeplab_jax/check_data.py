@@ -225,15 +225,18 @@ def propose(masks: Sequence[Path], ignore_label: int) -> Labels:
 
 def _configure(config, spec: str, train: Found, weights, workdir: Path) -> None:
     """Writes check_data/config.py, and says the command that trains with it."""
+    path = (workdir / "check_data" / "config.py").resolve()
+    command = shlex.join([*COMMAND, f"--config={path}", f"--workdir={workdir.resolve()}"])
     file, _, preset = spec.partition(":")
+    if Path(file).resolve() == path:  # it was checked as it is
+        runtime.say(f"to train:\n\n  {command}\n")
+        return
     spec = f"{Path(file).resolve()}" + (f":{preset}" if preset else "")
     overrides = configuration.changes(spec, config) | fitting(config, train.sizes)
     ready = configuration.load(spec, overrides)
     rates = advice.fitting_rates(ready)
     if rates:
         ready.model.atrous_rates = rates
-    path = (workdir / "check_data" / "config.py").resolve()
-    command = shlex.join([*COMMAND, f"--config={path}", f"--workdir={workdir.resolve()}"])
     changes = configuration.changes(spec, ready)
     runtime.write_whole(path, _config_text(spec, changes, weights, command))
     for warning in advice.before_training(configuration.load(str(path))):
@@ -270,7 +273,7 @@ def _config_text(spec: str, changes: Mapping[str, Any], weights, command: str) -
         for name, values in weights.items()
     ]
     body = "\n".join(lines)
-    return f'''"""Made for your data by --mode=check_data; change what you like. To train:
+    return f'''"""Made for your data by --mode=check_data, which overwrites it: change a copy. To train:
 
     {command}
 """

@@ -194,9 +194,8 @@ def table(results: Mapping[str, Any]) -> str:
     width = max(len(name) for name in results["iou"])
     lines = [f"{'class':<{width}}   IoU %   predicted %"]
     for name, iou in results["iou"].items():
-        lines.append(
-            f"{name:<{width}}  {_percent(iou).removesuffix(' %'):>6}  {100 * results['predicted_share'][name]:>11.2f}"
-        )
+        shown, share = _percent(iou).removesuffix(" %"), results["predicted_share"][name]
+        lines.append(f"{name:<{width}}  {shown:>6}  {100 * share:>11.2f}")
     before = results.get("before_crf", {})
 
     def line(what, value, given):
