@@ -16,7 +16,7 @@ FLOORS = [
     {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf"},
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers"},
-    {"advice", "predict", "command_line"},
+    {"advice", "classes", "predict", "command_line"},
     {"check_data", "classify", "evaluate", "train", "convert", "tune_crf"},
     {"main"},
 ]

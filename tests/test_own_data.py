@@ -338,7 +338,7 @@ def test_the_configuration_that_check_data_writes_is_ready(data_folder, tmp_path
     assert weights.keys() == {"median_frequency", "inverse_log"}
     assert all(len(values) == 2 for values in weights.values())
     assert "class weights, median_frequency: " in said
-    assert '# "loss.class_weights": "inverse_log",' in path.read_text()
+    assert "# 'loss.class_weights': 'inverse_log'," in path.read_text()
     written = path.read_text()
     main.run(ready, "check_data", tmp_path, spec=str(path))  # its own file stays as it is
     assert path.read_text() == written

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from deeplab_jax import (
     advice,
     checkpoint,
+    classes,
     classify,
     command_line,
     convert,
@@ -27,8 +28,6 @@ from deeplab_jax import config as configuration
 from deeplab_jax import predict as prediction
 from deeplab_jax import train as training
 from deeplab_jax.data import balance, datasets, files, pipeline
-from deeplab_jax.data.labels import Labels
-from deeplab_jax.data.labels import read as read_labels
 from deeplab_jax.data.skipping import unreadable
 from deeplab_jax.data.transforms import normalization
 from deeplab_jax.errors import (
@@ -41,7 +40,6 @@ from deeplab_jax.errors import (
 )
 from deeplab_jax.models.folding import fold_batch_norm
 
-LABELS = "labels.json"  # in a workdir: names, colours, raw ids; see data/labels.py
 LABEL_MAPS = ("predict", "check_data", "tune_crf")  # modes that a classifier has no use for
 
 
@@ -78,7 +76,7 @@ def run(
             f"--mode={mode} is not one of {', '.join(modes)}" + did_you_mean(mode, modes)
         )
     if config is not None:
-        _set_classes(config, mode, workdir)
+        classes.fill_in(config, mode, workdir)
         configuration.check(config)
     for folder in (workdir, output):
         if folder is not None and folder.exists() and not folder.is_dir():
@@ -97,19 +95,6 @@ def run(
             return checking.check_data(config, workdir, spec)
         others = {"eval": _eval, "count": _count, "tune_crf": _tune_crf}
         return others[mode](config, workdir)
-
-
-def _set_classes(config, mode: str, workdir: Path) -> None:
-    """Fills in the number of classes, where it is left to a user's own data."""
-    data, classes = config.data, config.model.num_classes
-    if data.name not in pipeline.OWN or mode in ("import", "count"):
-        return
-    if mode == "check_data" and data.label_map is None and pipeline.named_labels(data) is None:
-        classes = checking.count_classes(data, classes, workdir)
-    elif classes is None:
-        kept = _kept_labels(config, workdir) if mode == "predict" else None
-        classes = len((kept or pipeline.class_labels(data, None)).names)
-    config.model.num_classes = classes
 
 
 def _train(config, workdir: Path, traces: Path | None):
@@ -135,7 +120,7 @@ def _train(config, workdir: Path, traces: Path | None):
 
     runtime.write_whole(workdir / "config.json", configuration.to_json(recipe))
     if _scoring(config) is evaluate:  # so that the checkpoint means something without its data
-        runtime.write_whole(workdir / LABELS, labels.to_json())
+        runtime.write_whole(workdir / classes.KEPT, labels.to_json())
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     runtime.say(
         f"{config.model.name} {config.model.backbone}: {parameters:,} parameters, "
@@ -244,13 +229,13 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     variables, _ = _trained(config, workdir, module, 3)
     # Not frozen: images differ in size, and constants would make every size compile for longer.
     variables = fold_batch_norm(eval_module, variables)
-    labels = _kept_labels(config, workdir)
+    labels = classes.kept_labels(config, workdir)
     labels = labels or pipeline.class_labels(config.data, config.model.num_classes)
     raw_ids = labels.first_raw_ids if config.predict.raw_ids else None
     runtime.write_whole(output / "legend.png", pictures.png(pictures.legend(labels)))
     options = dict(config.predict) | {"crf": dict(config.crf) if config.predict.crf else None}
     options["raw_ids"] = None  # the overlay takes the classes' own
-    runtime.write_whole(output / LABELS, labels.to_json())
+    runtime.write_whole(output / classes.KEPT, labels.to_json())
     with runtime.Progress(len(paths), "predict") as progress:
         for path, (index_file, overlay_file) in targets.items():
             image = files.read_image(path)
@@ -261,21 +246,6 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
             runtime.write_whole(overlay_file, pictures.png(drawn))
             progress.advance()
     runtime.say(f"{len(paths)} images segmented: {output}")
-
-
-def _kept_labels(config, workdir: Path) -> Labels | None:
-    """What training wrote beside the weights that `_trained` takes; None if it did not."""
-    trained = checkpoint.latest_step(workdir) is not None
-    path = (workdir if trained else Path(config.init_from).expanduser()) / LABELS
-    if not (trained or config.init_from) or not path.is_file():
-        return None
-    labels, classes = read_labels(path, config.data.ignore_label), config.model.num_classes
-    if classes not in (None, len(labels.names)):
-        raise ConfigError(
-            f"{path} names {len(labels.names)} classes, model.num_classes is {classes}: set "
-            f"--config.model.num_classes={len(labels.names)}"
-        )
-    return labels
 
 
 def _tune_crf(config, workdir: Path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from deeplab_jax.data import colors
 from deeplab_jax.data.labels import IGNORE_LABEL, RGB
 from deeplab_jax.errors import DataError, UnreadableError, did_you_mean, first_few
 
@@ -44,7 +45,9 @@ def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def read_mask(path: str | Path, encoded: bytes | None = None, colors: bool = False) -> np.ndarray:
+def read_mask(
+    path: str | Path, encoded: bytes | None = None, in_colors: bool = False
+) -> np.ndarray:
     """Reads a mask's ids as stored, [H, W] uint8 or int32: palette indices, grey or 16-bit values.
 
     Nothing is converted: a palette read "as grey" gives ids that no one annotated. It is turned
@@ -52,7 +55,7 @@ def read_mask(path: str | Path, encoded: bytes | None = None, colors: bool = Fal
 
     Args:
       path, encoded: as of `read_image`.
-      colors: give a mask in RGB colours as [H, W, 3] uint8 instead of refusing it.
+      in_colors: give a mask in RGB colours as [H, W, 3] uint8 instead of refusing it.
 
     Raises:
       DataError: as `read_image`; also for colour masks, whose colours need a colour map.
@@ -67,7 +70,7 @@ def read_mask(path: str | Path, encoded: bytes | None = None, colors: bool = Fal
         if mask.mode.startswith("I"):  # "I;16", "I": 16 bits and more
             return np.asarray(mask).astype(np.int32)
         deep = ";16" in str(opened.stored_mode)  # which Pillow cuts to 8 bits a channel
-        if colors and mask.mode in COLORED and not deep:
+        if in_colors and mask.mode in COLORED and not deep:
             return np.asarray(mask.convert("RGB"))
         raise DataError(
             f"{path}: a mask in {opened.stored_mode} colours; masks hold one class id a pixel "
@@ -174,10 +177,10 @@ class Pairs:
           DataError: as above.
         """
         path = self.masks[index]
-        mask = read_mask(path, colors=bool(self.colors))
+        mask = read_mask(path, in_colors=bool(self.colors))
         if mask.ndim == 3:
             others = self.ignore_label if self.others_void else None
-            return of_colors(mask, self.colors, others, path)
+            return colors.labelled(mask, self.colors, others, path)
         return labelled(mask, self.num_classes, self.ignore_label, self.label_map, path)
 
 
@@ -202,42 +205,6 @@ def labelled(
         mask = mapped(mask, label_map, path)
     check_ids(mask, num_classes, ignore_label, path)
     return mask
-
-
-def of_colors(mask: np.ndarray, colors: Mapping[RGB, int], others: int | None, path) -> np.ndarray:
-    """The label map [H, W] uint8 of a mask [H, W, 3] uint8 in colours; others get `others`.
-
-    Raises:
-      DataError: for other colours if `others` is None, with how many pixels have them.
-    """
-    keys, packed = packed_colors(np.array(list(colors), np.uint8)), packed_colors(mask)
-    order = np.argsort(keys)
-    places = np.searchsorted(keys[order], packed).clip(max=len(keys) - 1)
-    unknown = keys[order][places] != packed
-    if others is None and unknown.any():
-        found, counts = np.unique(packed[unknown], return_counts=True)
-        shown = ", ".join(
-            f"{unpacked_color(found[i])} ({counts[i]} px)" for i in np.argsort(-counts)[:8]
-        )
-        raise DataError(
-            f"{path}: {len(found)} colours that classes.json does not name: {shown}"
-            + (", ..." if len(found) > 8 else "")
-            + "; add them there. Many colours of few pixels come from JPEG compression or smoothed "
-            "(anti-aliased) edges: export the mask again without"
-        )
-    labels = np.array(list(colors.values()), np.uint8)[order][places]
-    return labels if others is None else np.where(unknown, np.uint8(others), labels)
-
-
-def packed_colors(colors: np.ndarray) -> np.ndarray:
-    """RGB [..., 3] uint8 as one number each, [...] int32."""
-    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
-    return red << 16 | green << 8 | blue
-
-
-def unpacked_color(color: int) -> RGB:
-    """The (red, green, blue) of a packed colour."""
-    return int(color) >> 16, int(color) >> 8 & 255, int(color) & 255
 
 
 def fingerprint(source) -> str:
