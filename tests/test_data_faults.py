@@ -19,7 +19,7 @@ from PIL import Image
 from test_data import DATA, stream
 from test_train import SMALL, small
 
-from deeplab_jax import evaluate, main
+from deeplab_jax import evaluate, main, runtime
 from deeplab_jax.data import balance, files, folder, labels, pipeline
 from deeplab_jax.data.skipping import Skipping, unreadable
 from deeplab_jax.data.transforms import Augment
@@ -285,6 +285,7 @@ def test_c17_odd_names_are_read(tmp_path):
     assert files.fingerprint(pairs(root))
     assert len(pairs(root, "train")) + len(pairs(root, "val")) == 4
     assert sorted(pairs(root)[i]["name"] for i in range(4)) == sorted(names)
+    runtime.say(names[3])
     # As editors on Windows and macOS save it: a mark, other line ends, accents as two letters.
     (root / "val.txt").write_bytes("\ufeffstraße e\u0301\r\n日本 語\r\n\r\n".encode())
     assert [p.stem for p in pairs(root, "val").images] == ["straße é", "日本 語"]

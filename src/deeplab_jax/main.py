@@ -174,6 +174,9 @@ def _eval(config, workdir: Path):
     module, eval_module = _build(config)
     source = pipeline.source(config.data, config.eval.split, config.model.num_classes)
     labels = pipeline.class_labels(config.data, config.model.num_classes)
+    kept = classes.kept_labels(config, workdir)
+    if kept is not None and kept.names != labels.names:
+        runtime.say(f"warning: trained with the classes {kept.names}, the data have {labels.names}")
     _check_heads(config, source[0])
     variables, step = _trained(config, workdir, module, source[0]["image"].shape[-1])
     return _evaluate_fully(config, workdir, eval_module, variables, source, labels, step)

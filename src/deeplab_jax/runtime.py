@@ -99,7 +99,8 @@ def finite(value: Any) -> Any:
 
 def say(message: str) -> None:
     """Prints a line; above the progress bar if there is one."""
-    tqdm.write(message, file=sys.stdout)
+    # Names of files need not be text, and would end the program here.
+    tqdm.write(message.encode(errors="backslashreplace").decode(), file=sys.stdout)
     sys.stdout.flush()
 
 
