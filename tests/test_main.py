@@ -101,8 +101,11 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
 
     evaluated = main.run(small(data_folder, train__steps=6), "eval", workdir)
     np.testing.assert_equal(evaluated, trained)
+    renamed = json.dumps({"classes": classes}).replace("ten_1", "eleven")
+    (data_folder / "classes.json").write_text(renamed)
     denser = small(data_folder, eval__model__output_stride=8)
     assert main.run(denser, "eval", workdir)["mean_iou"] >= 0
+    assert "warning: trained with the classes ('ten_0', 'ten_1'" in capsys.readouterr().out
 
     photos = shutil.copytree(data_folder / "images", tmp_path / "photos")
     Image.new("RGB", (50, 40)).save(photos / "scene 1.png")
@@ -125,10 +128,12 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
         files.read_mask(tmp_path / "raw" / "labels" / "scene 2.png"), expected
     )
 
-    fine_tuned = main.run(
-        small(data_folder, train__steps=1, init_from=str(workdir)), "train", tmp_path / "next"
-    )
+    (data_folder / "images" / "scene 1.jpg").write_bytes(b"nothing")
+    tuning = small(data_folder, train__steps=1, init_from=str(workdir), data__on_error="skip")
+    fine_tuned = main.run(tuning, "train", tmp_path / "next")
     assert fine_tuned["mean_iou"] >= 0
+    assert fine_tuned["left_out"] == 1
+    assert "1 of 4 images could not be read and are left out" in capsys.readouterr().out
 
 
 def trace_events(folder):

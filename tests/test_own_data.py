@@ -357,6 +357,15 @@ def test_a_command_line_goes_from_the_folder_to_its_configuration(data_folder, t
     assert ready.model.num_classes == 3
 
 
+def test_coco_files_are_checked_and_configured_too(tmp_path, capsys):
+    root = write_coco(tmp_path / "data", [thing([square(0, 4)], image_id=0)])
+    spec = SPEC.replace("folder", "coco_json")
+    main.run(coco(root), "check_data", tmp_path, spec=spec)
+    assert "train: 2 examples, 0 of them bad" in capsys.readouterr().out
+    ready = configuration.load(str(tmp_path / "check_data" / "config.py"))
+    assert (ready.data.name, ready.model.num_classes) == ("coco_json", 3)
+
+
 def test_crops_cover_the_median_image_up_to_the_papers(data_folder):
     config = own(data_folder)
     found = check_data.fitting(config, {(360, 480): 3})
