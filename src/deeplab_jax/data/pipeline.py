@@ -59,7 +59,7 @@ def source(data: Mapping[str, Any], split: str, num_classes: int):
             from deeplab_jax.data import records  # TFDS takes a second to import
 
             read = records.source
-        return read(name, data["root"], split, num_classes, ignore_label)
+        return read(name, data["root"], split, num_classes, ignore_label, channels=data["channels"])
     label_map = data["label_map"]
     if label_map is not None:
         label_map = datasets.table(label_map, ignore_label)
