@@ -144,7 +144,7 @@ def sift_flow(root):
         if name == "street_urb506":
             continue
         labels = f"{OUTDOOR}/{name}.mat"
-        mat(root / "SemanticLabels" / labels, S=ids([0, 1, 33], dtype=float).astype(np.uint8))
+        mat(root / "SemanticLabels" / labels, S=ids([0, 1, 33], dtype=float))
         mat(root / "GeoLabels" / labels, S=ids([-1, 0, 1, 3], dtype=np.int16))
 
 
@@ -215,7 +215,7 @@ def nyudv2(root):
         labels = np.zeros((3, width, height), np.uint16)
         labels[:, 1], labels[:, 2] = 1, 894
         file["labels"] = labels
-    mat(root / "splits.mat", trainNdxs=np.array([[1], [3]]), testNdxs=np.array([[2]]))
+    mat(root / "splits.mat", trainNdxs=np.array([[1.0], [3.0]]), testNdxs=np.array([[2]]))
     classes = np.full((1, 894), 40, np.uint8)
     classes[0, 0] = 3
     mat(root / "classMapping40.mat", mapClass=classes)

@@ -11,6 +11,7 @@ from conftest import ROOT
 from miniatures import ids_of, mat, picture, text
 
 from deeplab_jax import config as configuration
+from deeplab_jax import main
 from deeplab_jax.data import datasets, files, pipeline
 from deeplab_jax.data.datasets import nyudv2, prepared
 from deeplab_jax.errors import ConfigError, DataError
@@ -40,6 +41,13 @@ def test_sbd_may_lie_in_dataset_and_ready_made_masks_are_taken_as_they_are(tmp_p
     miniatures.mask(tmp_path / "SegmentationClassAug" / "e.png", [7])
     text(tmp_path / "ImageSets" / "Segmentation" / "train_aug.txt", ["e"])
     assert ids_of(datasets.source("voc", tmp_path, "train_aug", 21, 255)) == {7}
+
+
+def test_a_list_of_train_aug_may_go_with_masks_in_segmentation_class(tmp_path):
+    miniatures.voc(tmp_path)
+    (tmp_path / "benchmark_RELEASE").rename(tmp_path / "elsewhere")
+    text(tmp_path / "ImageSets" / "Segmentation" / "train_aug.txt", ["b"])
+    assert ids_of(datasets.source("voc", tmp_path, "train_aug", 21, 255)) == {0, 1, 255}
 
 
 def test_voc_without_sbd_says_what_to_get_and_its_test_split_has_no_masks(tmp_path):
@@ -88,7 +96,7 @@ def test_a_root_that_cannot_be_written_is_told(tmp_path):
 
 def test_what_is_no_label_map_is_told(tmp_path):
     path = tmp_path / "a.mat"
-    mat(path, S=np.ones((2, 3, 4)), T=np.ones((2, 2)), U={"V": 1})
+    mat(path, S=np.ones((2, 3, 4)), T=np.full((2, 2), 0.5), U={"V": 1})
     for keys in (("S",), ("T",), ("U", "V")):
         with pytest.raises(DataError, match=rf"a\.mat: {'.'.join(keys)} is no label map"):
             prepared.read_mat_ids(path, *keys)
@@ -219,7 +227,15 @@ def test_coco_has_vocs_classes_in_images_with_enough_of_them(tmp_path, capsys):
         datasets.source("coco", tmp_path, "train2014", 21, 255)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"images": [{}], "annotations": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"images": [{}], "annotations": []}',
+        '{"images": [], "annotations": [{"category_id": 1, "image_id": 1}]}',
+    ],
+)
 def test_a_damaged_annotations_file_is_named(content, tmp_path):
     miniatures.coco(tmp_path)
     (tmp_path / "annotations" / "instances_val2017.json").write_text(content)
@@ -280,6 +296,13 @@ def test_channels_that_a_dataset_has_not_are_refused():
     config = configuration.load(f"{ROOT}/configs/fcn.py:voc", {"data.channels": "hha"})
     with pytest.raises(ConfigError, match=r"data\.channels='hha': voc has rgb"):
         configuration.check(config)
+
+
+def test_a_net_of_other_channels_does_not_predict_from_rgb_files(tmp_path):
+    picture(tmp_path / "photo.jpg")
+    config = configuration.load(f"{ROOT}/configs/fcn.py:nyudv2", {"data.channels": "hha"})
+    with pytest.raises(ConfigError, match=r"data\.channels=hha.* --mode=eval"):
+        main.run(config, "predict", tmp_path / "work", input=str(tmp_path / "photo.jpg"))
 
 
 def test_without_h5py_its_extra_is_named(tmp_path):

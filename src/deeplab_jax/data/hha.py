@@ -1,7 +1,7 @@
 """HHA: depth as horizontal disparity, height above the ground and angle with gravity.
 
 S. Gupta, R. Girshick, P. Arbelaez, J. Malik, "Learning rich features from RGB-D images for object
-detection and segmentation", arXiv 1407.5736, Sec. 2 and 3; constants of the code released with it.
+detection and segmentation", arXiv 1407.5736; the constants are those of the code released with it.
 
 Points are (x right, y down, z forward) in metres, the camera at the origin.
 """

@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,21 +65,26 @@ def _prepared(root: Path, part: str) -> tuple[list[str], list[Path]]:
         if all(mask.is_file() for mask in masks(names)):
             return names, masks(names)
     images, objects = _read(existing(root / "annotations" / f"instances_{part}.json"))
-    taken = [image for image in images if _pixels(objects[image["id"]]) > _MIN_PIXELS]
-    taken.sort(key=lambda image: image["file_name"])
-    names = [Path(image["file_name"]).name for image in taken]
+    taken = [image for image in images if _pixels(objects[image.id]) > _MIN_PIXELS]
+    taken.sort(key=lambda image: image.name)
+    names = [image.name for image in taken]
 
     def make(index: int) -> np.ndarray:
         image = taken[index]
-        size = image["height"], image["width"]
-        return mask_of(objects[image["id"]], size, _LABELS, IGNORE_LABEL)
+        return mask_of(objects[image.id], image.size, _LABELS, IGNORE_LABEL)
 
     prepared.write(masks(names), make, f"masks of {part}")
     output.write_whole(listed, "".join(f"{name}\n" for name in names))
     return names, masks(names)
 
 
-def _read(path: Path) -> tuple[list[dict], dict[int, list[dict]]]:
+class _Image(NamedTuple):
+    id: int
+    name: str
+    size: tuple[int, int]  # (height, width)
+
+
+def _read(path: Path) -> tuple[list[_Image], dict[int, list[dict[str, Any]]]]:
     """(images, {image id: its objects of VOC's classes}) of an annotations file."""
     output.say(f"reading {path}, once")
     try:
@@ -87,10 +92,13 @@ def _read(path: Path) -> tuple[list[dict], dict[int, list[dict]]]:
         objects = defaultdict(list)
         for annotation in content["annotations"]:
             if annotation["category_id"] in _LABELS:
-                objects[annotation["image_id"]].append(annotation)
-        for image in content["images"]:
-            image["id"], image["file_name"], image["height"], image["width"]
-        return content["images"], objects
+                area = {"area": float(annotation["area"])}
+                objects[annotation["image_id"]].append(annotation | area)
+        images = [
+            _Image(image["id"], Path(image["file_name"]).name, (image["height"], image["width"]))
+            for image in content["images"]
+        ]
+        return images, objects
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: damaged or no COCO annotations file ({type(error).__name__}: {error}); "

@@ -21,7 +21,7 @@ def _nyudv2(root: Path, split: str) -> Files:
     if variable is None:
         return NOTHING
     numbers = prepared.read_mat(existing(root / "splits.mat"), variable)
-    names = [f"{number:04d}" for number in np.atleast_1d(numbers)]
+    names = [f"{int(number):04d}" for number in np.atleast_1d(numbers)]
     mapping = root / "classMapping40.mat"
     table = np.concatenate([[0], prepared.read_mat(existing(mapping), "mapClass")])
 
@@ -116,9 +116,9 @@ NYUDV2 = Dataset(
     splits={"train": 795, "test": 654},
     find=_nyudv2,
     where=(
-        "nyu_depth_v2_labeled.mat (cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html), splits.mat "
-        "(cs.nyu.edu/~silberman/projects/indoor_scene_seg_sup.html) and classMapping40.mat (S. "
-        "Gupta's 40 classes, github.com/ankurhanda/nyuv2-meta-data); data.root holds these three"
+        "nyu_depth_v2_labeled.mat (horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2), splits.mat "
+        "(horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup) and classMapping40.mat (S. Gupta's 40 "
+        "classes, github.com/ankurhanda/nyuv2-meta-data); data.root holds these three"
     ),
     raw_ids=tuple(range(1, 41)),  # 0 is unlabelled
     channels={

@@ -16,16 +16,19 @@ from deeplab_jax.errors import DataError
 def _voc(root: Path, split: str) -> Files:
     """JPEGImages, a list a split in `lists/` or `ImageSets/Segmentation/`, and the masks.
 
-    Masks are those of SegmentationClassAug, where that is, else of SegmentationClass; train_aug
-    without the former is made of SBD's own files.
+    Masks are those of SegmentationClassAug, where that is, else of SegmentationClass; without the
+    former train_aug is made of SBD's own files.
     """
     images, masks = existing(root / "JPEGImages"), root / "SegmentationClassAug"
     lists = root / "lists"
     if not lists.is_dir():
         lists = existing(root / "ImageSets" / "Segmentation")
-    if split == "train_aug" and not masks.is_dir():
-        return _train_aug(root, lists)
     if not masks.is_dir():
+        sbd = [p for p in (root / "benchmark_RELEASE" / "dataset", root / "dataset") if p.is_dir()]
+        if split == "train_aug" and sbd:
+            return _train_aug(root, lists, sbd[0])
+        if split == "train_aug" and not (lists / "train_aug.txt").is_file():
+            existing(masks)
         masks = existing(root / "SegmentationClass")
     names = files.read_list(lists, split)
     if split == "test" and not (masks / f"{names[0]}.png").is_file():
@@ -40,17 +43,11 @@ def _jpegs(folder: Path, names: list[str]) -> list[Path]:
     return [folder / f"{name}.jpg" for name in names]
 
 
-def _train_aug(root: Path, lists: Path) -> Files:
+def _train_aug(root: Path, lists: Path, sbd: Path) -> Files:
     """SBD's train and val and VOC's train, less VOC's val.
 
     Images of VOC's train keep VOC's masks, which have void borders; SBD's are cls/*.mat.
     """
-    sbd = next(
-        (p for p in (root / "benchmark_RELEASE" / "dataset", root / "dataset") if p.is_dir()),
-        None,
-    )
-    if sbd is None:
-        existing(root / "SegmentationClassAug")
     train = set(files.read_list(lists, "train"))
     names = train.union(*(files.read_list(sbd, part) for part in ("train", "val")))
     names = sorted(names - set(files.read_list(lists, "val")))
@@ -212,8 +209,9 @@ PERSON_PART = Dataset(
     find=_person_part,
     where=(
         "VOCtrainval_03-May-2010.tar (host.robots.ox.ac.uk/pascal/VOC/voc2010); data.root is its "
-        "VOC2010 folder, with pascal_person_part (its lists, and its masks if you have them) and, "
-        "where those are not, Annotations_Part of PASCAL-Part in it"
+        "VOC2010 folder, with pascal_person_part (pascal_person_part.zip, liangchiehchen.com: its "
+        "lists, and its masks) and, where those masks are not, Annotations_Part of PASCAL-Part "
+        "(trainval.tar.gz, stat.ucla.edu/~xianjie.chen/pascal_part_dataset) in it"
     ),
     raw_ids=tuple(range(7)),
 )

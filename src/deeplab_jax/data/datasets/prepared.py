@@ -96,6 +96,8 @@ def read_mat_ids(path: Path, *keys: str) -> np.ndarray:
       DataError: also if it is none.
     """
     ids = read_mat(path, *keys)
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "f" and (ids == np.rint(ids)).all():
+        ids = ids.astype(np.int64)  # MATLAB's own numbers are doubles
     if not isinstance(ids, np.ndarray) or ids.ndim != 2 or ids.dtype.kind not in "iu":
         raise DataError(f"{path}: {'.'.join(keys)} is no label map (integers, height x width)")
     return ids
