@@ -69,6 +69,11 @@ class WithExtras:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def images(self) -> Sequence[Path]:
+        """The files of the first channels."""
+        return self.pairs.images
+
     def __getitem__(self, index: int) -> dict:
         """As of `files.Pairs`, with C channels and {"label_NAME": [H, W] uint8}."""
         read_here = {
