@@ -12,7 +12,7 @@ import deeplab_jax
 PACKAGE = Path(deeplab_jax.__file__).parent
 # A module may import those of lower floors (and of its own folder).
 FLOORS = [
-    {"errors"},
+    {"errors", "output"},
     {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf"},
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers"},

@@ -19,7 +19,7 @@ from PIL import Image
 from test_data import DATA, stream
 from test_train import SMALL, small
 
-from deeplab_jax import evaluate, main, runtime
+from deeplab_jax import evaluate, main, output
 from deeplab_jax.data import balance, files, folder, labels, pipeline
 from deeplab_jax.data.skipping import Skipping, unreadable
 from deeplab_jax.data.transforms import Augment
@@ -67,7 +67,7 @@ def test_c01_to_c04_are_skipped_counted_and_the_stream_is_the_same_wherever_it_g
     batches = pipeline.train_iterator(source, data, 0, batch_size=3)
     expected = [next(batches) for _ in range(4)]
     assert list(unreadable(source)) == [1]
-    assert capsys.readouterr().err.count("skipped: ") == 1
+    assert capsys.readouterr().out.count("skipped: ") == 1
 
     again = pipeline.source(data, "all", 3)  # knows nothing yet, as a resumed process
     resumed = pipeline.train_iterator(again, data, 0, batch_size=3)
@@ -285,7 +285,7 @@ def test_c17_odd_names_are_read(tmp_path):
     assert files.fingerprint(pairs(root))
     assert len(pairs(root, "train")) + len(pairs(root, "val")) == 4
     assert sorted(pairs(root)[i]["name"] for i in range(4)) == sorted(names)
-    runtime.say(names[3])
+    output.say(names[3])
     # As editors on Windows and macOS save it: a mark, other line ends, accents as two letters.
     (root / "val.txt").write_bytes("\ufeffstraße e\u0301\r\n日本 語\r\n\r\n".encode())
     assert [p.stem for p in pairs(root, "val").images] == ["straße é", "日本 語"]

@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from deeplab_jax import crf, ops, optim
+from deeplab_jax.data import datasets
 from deeplab_jax.data.balance import CLASS_WEIGHTS
 from deeplab_jax.data.pipeline import CLASSIFICATION, ON_ERROR
 from deeplab_jax.errors import ConfigError, did_you_mean
@@ -165,6 +166,7 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"data.on_error={values['data.on_error']}: takes {', '.join(ON_ERROR)}")
     _check_classifier(values, classifier)
     _check_label_map(values, classes)
+    datasets.check_channels(values["data.name"], values["data.channels"])
     if values["model.channel_groups"] and values["train.freeze_backbone"]:
         raise ConfigError("train.freeze_backbone does not go with model.channel_groups")
     _check_loss(values, classes)

@@ -224,6 +224,11 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
 def _predict(config, workdir: Path, input: str | None, output: Path | None):
     if not input:
         raise ConfigError("--mode=predict needs --input=FILE, FOLDER or a quoted 'GLOB'")
+    if config.data.channels != "rgb":
+        raise ConfigError(
+            f"--mode=predict reads RGB files, and the network sees data.channels="
+            f"{config.data.channels}; --mode=eval shows its answers on a split"
+        )
     paths = files.find_images(input)
     output = output or workdir / "predictions"
     targets = prediction.targets(paths, output)

@@ -67,7 +67,8 @@ def _of_files(data: Mapping[str, Any], name: str, split: str, num_classes: int):
         from deeplab_jax.data import records  # TFDS takes a second to import
 
         read = records.source
-    return read(name, data["root"], split, num_classes, data["ignore_label"])
+    channels, ignore_label = data["channels"], data["ignore_label"]
+    return read(name, data["root"], split, num_classes, ignore_label, channels=channels)
 
 
 def _check_classes(names, num_classes: int, where) -> None:

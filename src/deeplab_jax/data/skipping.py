@@ -1,11 +1,9 @@
 """Files that cannot be read, passed over and counted (`data.on_error=skip`)."""
 
 import dataclasses
-import sys
 from typing import Any
 
-from tqdm import tqdm
-
+from deeplab_jax import output
 from deeplab_jax.data import files
 from deeplab_jax.errors import DataError, UnreadableError, first_few
 
@@ -70,7 +68,7 @@ class Skipping:
                 + first_few(self.unreadable.values())
             )
         if count <= TOLD:
-            tqdm.write(f"skipped: {problem}", file=sys.stderr)
+            output.say(f"skipped: {problem}")
 
     def fingerprint(self) -> str:
         """The source's own, and that files are passed over."""
