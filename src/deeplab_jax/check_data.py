@@ -171,10 +171,11 @@ def _configure(config, spec: str, train: Found, weights, workdir: Path) -> None:
         runtime.say(f"to train:\n\n  {command}\n")
         return
     spec = f"{Path(file).resolve()}" + (f":{preset}" if preset else "")
-    overrides = configuration.changes(spec, config) | fitting(config, train.sizes)
-    ready = configuration.load(spec, overrides)
+    given = configuration.changes(spec, config)  # on the command line, which wins
+    root = str(Path(config.data.root).expanduser().resolve())
+    ready = configuration.load(spec, fitting(config, train.sizes) | given | {"data.root": root})
     rates = advice.fitting_rates(ready)
-    if rates:
+    if rates and "model.atrous_rates" not in given:
         ready.model.atrous_rates = rates
     changes = configuration.changes(spec, ready)
     runtime.write_whole(path, _config_text(spec, changes, weights, command))
@@ -198,7 +199,6 @@ def fitting(config, sizes: Mapping[tuple[int, int], int]) -> dict[str, Any]:
     median = np.median(every, axis=0)
     same = len(sizes) == 1
     return {
-        "data.root": str(Path(config.data.root).expanduser().resolve()),
         "data.crop_size": tuple(min(covering(n), LARGEST_CROP) for n in median),
         "eval.crop_size": tuple(covering(n) for n in median) if same else None,
     }
