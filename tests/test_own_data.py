@@ -239,6 +239,9 @@ def test_coco_files_of_other_names_and_one_for_all_splits(tmp_path):
     path.rename(root / "annotations" / "all of it.json")
     counts = [len(pipeline.source(data, split, 2)) for split in ("train", "val", "all")]
     assert counts == [10, 1, 11]
+    write_coco(tmp_path / "other", [])
+    with pytest.raises(DataError, match=r"no annotations val\.json.*its \.json files are: train"):
+        pipeline.source(coco(tmp_path / "other").data, "val", 3)  # no tenth of what trains
     write_coco(tmp_path, [], "val", names=("cat", "dog"))
     with pytest.raises(DataError, match=r"its \.json files are: annotations/all of it\.json, val"):
         pipeline.source(data, "train", 2)
