@@ -81,7 +81,8 @@ def base() -> ConfigDict:
     data.ignore_label = 255
     data.bootstrap_classes = ()  # [V3] Sec. 4.1: images with any of these class ids appear
     data.bootstrap_copies = 2  # so many times in an epoch
-    data.num_threads = 4
+    data.num_threads = 4  # that make batches ahead of need
+    data.num_workers = 0  # processes that do so instead: see benchmarks/NOTES.md
     data.allow_change = False  # resume although the training data are not those of before
     data.cache = False  # keep decoded synthetic scenes in memory
     data.synthetic = ConfigDict({"seed": 0, "version": 1, "depth": False, "geometry": False})

@@ -20,6 +20,7 @@ DATA = {
     "flip": True,
     "ignore_label": 255,
     "num_threads": 2,
+    "num_workers": 0,
     "cache": False,
 }
 
