@@ -1,5 +1,7 @@
 """Batches made ahead of need, by threads of this process or by worker processes, in one order."""
 
+import atexit
+import gc
 import os
 import signal
 import threading
@@ -8,6 +10,7 @@ from typing import Any
 
 import grain
 from absl import flags
+from grain.multiprocessing import SharedMemoryArray
 
 from deeplab_jax.errors import ResourceError
 
@@ -86,11 +89,20 @@ class Loader:
             return iter(rest.to_iter_dataset(grain.ReadOptions(self.num_threads, ahead)))
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its own, which a notebook has not parsed
+        atexit.register(_delete_shared_memory)
         one_by_one = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         workers = grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=1)
         return iter(
             rest.to_iter_dataset(one_by_one).mp_prefetch(workers, worker_init_fn=_begin_worker)
         )
+
+
+def _delete_shared_memory() -> None:
+    """Waits for grain's thread that does so, which the end of the process would stop."""
+    thread = getattr(SharedMemoryArray, "_del_thread_pool", None)  # grain has no call for it
+    if thread is not None:
+        gc.collect()  # an error's frames may hold a batch
+        thread.apply(int)
 
 
 def _begin_worker(index: int, count: int) -> None:
