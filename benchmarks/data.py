@@ -177,22 +177,24 @@ def draws(root: str, split: str, crop: int, count: int) -> list[dict]:
     source = datasets.source("voc", root, split, 21, 255)
     augment = Augment((crop, crop), *SCALES.values(), True, (MEAN,) * 3)
     stream = grain.MapDataset.source(source).seed(0).shuffle().repeat().random_map(augment.place)
-    files = {image.stem: (str(image), str(mask)) for image, mask in zip(source.images, source.masks)}
+    files = {
+        image.stem: (str(image), str(mask)) for image, mask in zip(source.images, source.masks)
+    }
     out = []
     for i in range(count):
         placed = stream[i]
-        image, mask = files[placed.example["name"]]
-        keys = ("size", "top", "left", "mirrored")
-        out.append({key: getattr(placed, key) for key in keys})
-        out[-1] |= {"image": image, "mask": mask, "crop": crop}
+        drawn = {key: getattr(placed, key) for key in ("size", "top", "left", "mirrored")}
+        out.append(files[placed.example["name"]] | drawn | {"crop": crop})
     return out
 
 
 def difference(one: Path, other: Path) -> tuple[float, int]:
     """(largest difference of the images, how many label pixels differ)."""
     with np.load(one) as a, np.load(other) as b:
-        image = b["image"] if a["image"].shape == b["image"].shape else b["image"].transpose(
-            0, 1, 3, 4, 2
+        image = (
+            b["image"]
+            if a["image"].shape == b["image"].shape
+            else b["image"].transpose(0, 1, 3, 4, 2)
         )
         return float(np.abs(a["image"] - image).max()), int((a["label"] != b["label"]).sum())
 
@@ -206,7 +208,9 @@ def row(workers: int, args, root: str, folder: Path, placed: Path) -> tuple[list
         for name in ("ours", "processes")
     ]
     entrants += [
-        Contender(peer, theirs, common | {"peer": peer, "placed": str(placed), "to": str(made[peer])})
+        Contender(
+            peer, theirs, common | {"peer": peer, "placed": str(placed), "to": str(made[peer])}
+        )
         for peer in PEERS
     ]
     results = contest.contest(entrants, rounds=args.rounds)
@@ -262,7 +266,9 @@ def main() -> None:
             rows.append(cells)
             raw.append(results)
         images = "embedded scenes at VOC's sizes" if args.root is None else f"VOC, {args.split}"
-        title = f"Decoding and augmentation to {args.crop}x{args.crop}, batch {args.batch}, {images}"
+        title = (
+            f"Decoding and augmentation to {args.crop}x{args.crop}, batch {args.batch}, {images}"
+        )
         contest.write(args.name, title, COLUMNS, rows, raw)
 
 

@@ -71,6 +71,10 @@ def base() -> ConfigDict:
     data.train_split = "train"
     data.normalization = "zero_mean"  # see data/transforms.py; "imagenet": PyTorch's weights
     data.crop_size = (513, 513)
+    # px; training images are first brought to about one size, as the official code can.
+    data.min_resize_value = placeholder(int)  # of the shorter side
+    data.max_resize_value = placeholder(int)  # of the longer side
+    data.resize_factor = placeholder(int)  # both sides become a multiple of it plus 1
     data.min_scale_factor = 0.5
     data.max_scale_factor = 2.0
     data.scale_factor_step_size = 0.25

@@ -143,6 +143,10 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"data.min_scale_factor={low}, max {high}: takes 0 < min <= max, step >= 0"
         )
+    for key in ("min_resize_value", "max_resize_value", "resize_factor"):
+        value = values[f"data.{key}"]
+        if value is not None and (value < 1 or values["data.min_resize_value"] is None):
+            raise ConfigError(f"data.{key}={value}: at least 1, and with data.min_resize_value")
     for key in ("eval.eval_scales", "predict.eval_scales"):
         scales = values[key]
         if not (isinstance(scales, tuple) and scales and all(s > 0 for s in scales)):

@@ -1,8 +1,9 @@
 """Training: one jitted step over a data mesh, and the loop around it."""
 
-import dataclasses
+import contextlib
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -209,28 +210,62 @@ def begin(
     return make_step(module, optimizer, schedule, config, mesh), state
 
 
-@dataclasses.dataclass
 class Meter:
-    """Figures of the steps since the last line: means on the device, times on the host."""
+    """Figures of the steps since the last line: means on the device, times on the host.
 
-    batch_size: int
-    waiting: list = dataclasses.field(default_factory=list)
-    started: float = dataclasses.field(default_factory=time.monotonic)
-    data_seconds: float = 0.0
+    A step waits for data from the end of the step before it until its batch is there. The host,
+    which runs ahead of the device, may wait for longer.
+    """
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.clock = ThreadPoolExecutor(1, "step-clock")
+        self.restart()
+
+    def restart(self) -> None:
+        """Measures from now on."""
+        self.started = self.resumed = time.monotonic()
+        self.figures, self.arrivals, self.ends = [], [], []
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Leaves out what is done inside."""
+        begun = time.monotonic()
+        yield
+        self.resumed = time.monotonic()
+        self.started += self.resumed - begun
+
+    def batch_is_there(self) -> None:
+        self.arrivals.append((time.monotonic(), self.resumed))
+
+    def step_began(self, figures: Mapping[str, jax.Array]) -> None:
+        self.figures.append(figures)
+        self.ends.append(self.clock.submit(_end, figures))
 
     def finish(self) -> dict[str, float]:
         """Means since the last call; this is where the host waits for the device."""
-        figures = jax.device_get(self.waiting)
+        figures = jax.device_get(self.figures)
         elapsed = time.monotonic() - self.started
+        free = [self.started, *(end.result() for end in self.ends)]
+        waits = [
+            max(there - max(before, resumed), 0)
+            for (there, resumed), before in zip(self.arrivals, free)
+        ]
         out = {
             "loss": float(np.mean([f["loss"] for f in figures])),
             "gradient_norm": float(np.mean([f["gradient_norm"] for f in figures])),
             "learning_rate": float(figures[-1]["learning_rate"]),
             "images_per_second": self.batch_size * len(figures) / elapsed,
-            "data_wait_share": self.data_seconds / elapsed,
+            "data_wait_share": sum(waits) / elapsed,
         }
-        self.waiting, self.data_seconds, self.started = [], 0.0, time.monotonic()
+        self.restart()
         return out
+
+
+def _end(figures) -> float:
+    """When the device has finished the step."""
+    jax.block_until_ready(figures)
+    return time.monotonic()
 
 
 def train(
@@ -294,21 +329,21 @@ def train(
                 profiled.before(step, figures)
                 # The device is still at work on the step before: this batch is read and sent
                 # beside it.
-                waited = time.monotonic()
                 batch = next(batches)
+                meter.batch_is_there()
                 position = batches.get_state()
-                meter.data_seconds += time.monotonic() - waited
                 if step == first + 1:
                     runtime.say("compiling the train step")
                 state, figures = train_step(state, runtime.shard_batch(batch, mesh))
                 if step == first + 1:
                     jax.block_until_ready(figures)
                     runtime.say(f"first step after {time.monotonic() - meter.started:.0f} s")
-                    meter.started, meter.data_seconds = time.monotonic(), 0.0
-                meter.waiting.append(figures)
-                if len(meter.waiting) > 2:
+                    meter.restart()
+                    meter.batch_is_there()
+                meter.step_began(figures)
+                if len(meter.figures) > 2:
                     # Never more than two steps ahead of the device: batches would pile up.
-                    jax.block_until_ready(meter.waiting[-3])
+                    jax.block_until_ready(meter.figures[-3])
                 progress.advance()
 
                 last = step == steps
@@ -329,9 +364,8 @@ def train(
                     saved = {"iterator": position, **position_check}
                     checkpoint.save(manager, step, state, saved)
                 if _due(step, train["eval_every"]) and not last:
-                    paused = time.monotonic()
-                    evaluate(state.variables, step)
-                    meter.started += time.monotonic() - paused
+                    with meter.paused():
+                        evaluate(state.variables, step)
         manager.wait_until_finished()
         manager.check_for_errors()
     return state.variables, steps

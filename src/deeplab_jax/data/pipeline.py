@@ -17,7 +17,7 @@ from deeplab_jax.data.classification import (
 from deeplab_jax.data.labels import SYNTHETIC_CLASSES, Labels, labels
 from deeplab_jax.data.loader import Loader
 from deeplab_jax.data.synthetic import Synthetic
-from deeplab_jax.data.transforms import Augment, fill_outside, normalization
+from deeplab_jax.data.transforms import Augment, ResizeToRange, fill_outside, normalization
 from deeplab_jax.errors import ConfigError, did_you_mean
 
 CLASSIFICATION = ("shapes", "image_folder", "imagenet")  # a class an image
@@ -148,6 +148,9 @@ def train_iterator(source, data: Mapping[str, Any], seed: int, batch_size: int) 
             ignore_label=data["ignore_label"],
             **common,
         )
+        if data["min_resize_value"] is not None:
+            sizes = ("min_resize_value", "max_resize_value", "resize_factor")
+            examples = examples.map(ResizeToRange(*(data[key] for key in sizes)))
         batches = examples.random_map(augment.place).batch(
             batch_size, drop_remainder=True, batch_fn=augment.batch
         )

@@ -28,6 +28,51 @@ def normalization(name: str, channels: int = 3) -> tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
+class ResizeToRange:
+    """The reference's `resize_to_range`, before all else: brings every image to about one size.
+
+    Attributes:
+      min_size: what the shorter side becomes,
+      max_size: unless the longer one would pass this, then that becomes this; or None.
+      factor: both sides are rounded up to a multiple of it plus 1; or None.
+    """
+
+    min_size: int
+    max_size: int | None = None
+    factor: int | None = None
+
+    def __call__(self, example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """An example with its "image", then float32, and every "label" resized."""
+        size = self.size(example["image"].shape[:2])
+        out = dict(example)
+        for key, value in example.items():
+            if key == "image":
+                out[key] = resize_bilinear(value, size)
+            elif key.startswith(("label", "links")):
+                out[key] = resize_nearest(value, size)
+        return out
+
+    def size(self, old: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) that an image of size `old` gets."""
+        new = _scaled(old, self.min_size, min(old))
+        if self.max_size is not None:
+            limit = self.max_size
+            if self.factor:
+                limit -= (limit - 1) % self.factor
+            if max(new) > limit:
+                new = _scaled(old, limit, max(old))
+        if self.factor:
+            new = tuple(n + -(n - 1) % self.factor for n in new)
+        return new
+
+
+def _scaled(size: tuple[int, int], to: int, side: int) -> tuple[int, int]:
+    """`size` times to / side, float32 and rounded down as in the reference; at least 1."""
+    scale = np.float32(to) / np.float32(side)
+    return tuple(max(1, int(np.float32(n) * scale)) for n in size)
+
+
+@dataclasses.dataclass(frozen=True)
 class Augment:
     """Random scale, pad, random crop, flip: the reference's training augmentation, in its order.
 
