@@ -1,14 +1,13 @@
 """Decoding and augmentation: images/s of our pipeline beside torch's DataLoader, same pixels.
 
-python benchmarks/data.py [--root VOC2012] [--workers 1 2] [--train configs/v3plus.py:...,voc]
+python benchmarks/data.py [--root VOC2012] [--workers 1 2]
 
-Without --root the embedded scenes are written as JPEGs and palette PNGs of VOC's sizes. With
---train a few training steps follow: their share of time that waits for data.
+Without --root the embedded scenes are written as JPEGs and palette PNGs of VOC's sizes.
 """
 
 import argparse
+import contextlib
 import itertools
-import json
 import pickle
 import tempfile
 from pathlib import Path
@@ -46,8 +45,8 @@ COLUMNS = (
 def ours(root: str, split: str, crop: int, batch: int, workers: int, processes: bool, to: str):
     source = datasets.source("voc", root, split, 21, 255)
     data = SCALES | {"name": "voc", "normalization": "zero_mean", "crop_size": (crop, crop)}
-    data |= {"flip": True, "ignore_label": 255, "num_threads": workers}
-    data |= {"num_workers": workers if processes else 0}
+    data |= {"flip": True, "ignore_label": 255, "min_resize_value": None}
+    data |= {"num_threads": workers, "num_workers": workers if processes else 0}
     batches = pipeline.train_iterator(source, data, 0, batch)
     return _taking(((b["image"], b["label"]) for b in batches), to)
 
@@ -191,27 +190,25 @@ def draws(root: str, split: str, crop: int, count: int) -> list[dict]:
 def difference(one: Path, other: Path) -> tuple[float, int]:
     """(largest difference of the images, how many label pixels differ)."""
     with np.load(one) as a, np.load(other) as b:
-        image = (
-            b["image"]
-            if a["image"].shape == b["image"].shape
-            else b["image"].transpose(0, 1, 3, 4, 2)
-        )
+        image = b["image"]
+        if image.shape != a["image"].shape:  # torch's [B, C, H, W]
+            image = np.moveaxis(image, -3, -1)
         return float(np.abs(a["image"] - image).max()), int((a["label"] != b["label"]).sum())
 
 
 def row(workers: int, args, root: str, folder: Path, placed: Path) -> tuple[list, dict]:
-    common = {"batch": args.batch, "workers": workers}
-    mine = common | {"root": root, "split": args.split, "crop": args.crop}
-    made = {name: folder / f"{name}{workers}.npz" for name in ("ours", "processes", *PEERS)}
+    made = {name: folder / f"{name}.npz" for name in ("ours", "processes", *PEERS)}
+    common = {
+        name: {"batch": args.batch, "workers": workers, "to": str(made[name])} for name in made
+    }
+    mine = {"root": root, "split": args.split, "crop": args.crop}
     entrants = [
-        Contender(name, ours, mine | {"processes": name == "processes", "to": str(made[name])})
-        for name in ("ours", "processes")
-    ]
-    entrants += [
-        Contender(
-            peer, theirs, common | {"peer": peer, "placed": str(placed), "to": str(made[peer])}
-        )
-        for peer in PEERS
+        Contender("ours", ours, common["ours"] | mine | {"processes": False}),
+        Contender("processes", ours, common["processes"] | mine | {"processes": True}),
+        *(
+            Contender(peer, theirs, common[peer] | {"peer": peer, "placed": str(placed)})
+            for peer in PEERS
+        ),
     ]
     results = contest.contest(entrants, rounds=args.rounds)
     rate = {
@@ -226,14 +223,15 @@ def row(workers: int, args, root: str, folder: Path, placed: Path) -> tuple[list
     return cells, {"workers": workers, "images_per_second": rate} | results
 
 
-def waiting(spec: str, overrides: dict) -> dict:
-    """Figures of the last lines of a short training run."""
-    from deeplab_jax import config, main
-
-    with tempfile.TemporaryDirectory() as workdir:
-        main.run(config.load(spec, overrides), "train", Path(workdir))
-        lines = map(json.loads, (Path(workdir) / "metrics.jsonl").read_text().splitlines())
-        return [line for line in lines if "data_wait_share" in line][-1]
+@contextlib.contextmanager
+def voc(root: str | None):
+    """(root of a dataset in VOC's layout, what it is); None stands for embedded scenes."""
+    if root is not None:
+        yield root, "VOC"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_scenes(Path(folder), 64)
+        yield folder, "embedded scenes at VOC's sizes"
 
 
 def main() -> None:
@@ -244,32 +242,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--workers", type=int, nargs="+", default=(1, 2))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--train", help="config of a training run, its dataset voc")
-    parser.add_argument("--train-crop", type=int, default=257)
-    parser.add_argument("--train-batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--name", default="data", help="of the files in results/")
     args = parser.parse_args()
 
     rows, raw = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        root = args.root
-        if root is None:
-            write_scenes(folder, 64)
-            root = str(folder)
-        placed = folder / "placed.pickle"
+    with voc(args.root) as (root, images), tempfile.TemporaryDirectory() as folder:
+        placed = Path(folder) / "placed.pickle"
         placed.write_bytes(pickle.dumps(draws(root, args.split, args.crop, 64 * args.batch)))
         for workers in args.workers:
             print(f"{workers} workers", flush=True)
-            cells, results = row(workers, args, root, folder, placed)
+            cells, results = row(workers, args, root, Path(folder), placed)
             rows.append(cells)
             raw.append(results)
-        images = "embedded scenes at VOC's sizes" if args.root is None else f"VOC, {args.split}"
-        title = (
-            f"Decoding and augmentation to {args.crop}x{args.crop}, batch {args.batch}, {images}"
-        )
-        contest.write(args.name, title, COLUMNS, rows, raw)
+    size = f"{args.crop}x{args.crop}, batch {args.batch}"
+    title = f"Decoding and augmentation to {size}, {images}"
+    contest.write(args.name, title, COLUMNS, rows, raw)
 
 
 if __name__ == "__main__":
