@@ -45,7 +45,7 @@ COLUMNS = (
 def ours(root: str, split: str, crop: int, batch: int, workers: int, processes: bool, to: str):
     source = datasets.source("voc", root, split, 21, 255)
     data = SCALES | {"name": "voc", "normalization": "zero_mean", "crop_size": (crop, crop)}
-    data |= {"flip": True, "ignore_label": 255, "min_resize_value": None}
+    data |= {"flip": True, "ignore_label": 255, "min_resize_value": None, "augment_on": "host"}
     data |= {"num_threads": workers, "num_workers": workers if processes else 0}
     batches = pipeline.train_iterator(source, data, 0, batch)
     return _taking(((b["image"], b["label"]) for b in batches), to)

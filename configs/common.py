@@ -87,6 +87,8 @@ def base() -> ConfigDict:
     data.bootstrap_copies = 2  # so many times in an epoch
     data.num_threads = 4  # that make batches ahead of need
     data.num_workers = 0  # processes that do so instead: see benchmarks/NOTES.md
+    # "device": the host only decodes and cuts out, for GPU hosts with few cores.
+    data.augment_on = "host"
     data.allow_change = False  # resume although the training data are not those of before
     data.cache = False  # keep decoded synthetic scenes in memory
     data.synthetic = ConfigDict({"seed": 0, "version": 1, "depth": False, "geometry": False})

@@ -22,6 +22,7 @@ DATA = {
     "ignore_label": 255,
     "num_threads": 2,
     "num_workers": 0,
+    "augment_on": "host",
     "cache": False,
 }
 

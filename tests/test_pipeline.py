@@ -16,9 +16,10 @@ import pytest
 from conftest import write_folder
 from test_data import DATA
 
+from deeplab_jax import runtime
 from deeplab_jax.data import files, pipeline
 from deeplab_jax.errors import DataError, ResourceError
-from deeplab_jax.train import Meter
+from deeplab_jax.train import Meter, finisher
 
 
 def stream(root, threads=1, workers=0, **changes):
@@ -99,6 +100,7 @@ def test_the_images_of_a_stream_are_of_one_range_of_sizes_where_asked(root):
 
 PROGRAM = """
 import json, multiprocessing, sys, time
+from deeplab_jax import runtime
 from deeplab_jax.data import files, pipeline
 
 if __name__ == "__main__":

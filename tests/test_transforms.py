@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
+from deeplab_jax import ops
 from deeplab_jax.data import pipeline, transforms
 from deeplab_jax.data.transforms import Augment, Placed, ResizeToRange
 
@@ -83,6 +84,13 @@ def test_sizes_of_the_range_equal_the_reference(old, least, most, factor, new):
     assert ResizeToRange(least, most, factor).size(old) == new
 
 
+def test_a_scaled_size_is_rounded_as_float32_is(golden):
+    """10 times 0.7 is 7 there, and less than 7 in float64."""
+    still = augment(min_scale_factor=0.7, max_scale_factor=0.7)
+    placed = still.place({"image": np.zeros((10, 20, 3))}, np.random.default_rng(0))
+    assert placed.size == (7, 14)
+
+
 # --- windows ---
 
 
@@ -155,6 +163,29 @@ def test_no_transform_makes_a_new_label_value(seed):
             source = given["image"][..., channel]
             inside = (pixels > source.min() - 1e-3) & (pixels < source.max() + 1e-3)
             assert (inside | (pixels == pad)).all()
+
+
+def test_the_device_makes_the_crops_of_the_host():
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        transform = dataclasses.replace(random_augment(rng), crop_size=(33, 41))
+        placed = [transform.place(random_example(rng), rng) for _ in range(6)]
+        host = transform.batch(placed)
+        windows = transform.windows(placed)
+        device = ops.crops(windows, transform.pad_value, transform.ignore_label)
+        assert device.keys() == host.keys()
+        np.testing.assert_allclose(device["image"], host["image"], atol=1e-3 * 255)
+        for key in ("label", "label_more"):
+            assert device[key].dtype == np.int32
+            np.testing.assert_array_equal(device[key], host[key])
+
+
+def test_windows_hold_what_the_crop_shows_and_little_more():
+    image = np.arange(400 * 500 * 3, dtype=np.uint8).reshape(400, 500, 3)
+    placed = Placed({"image": image, "label": image[..., 0]}, 2.0, (800, 1000), 99, 500, False)
+    windows = augment(crop_size=(129, 65)).windows([placed])
+    assert windows["image"].shape == (1, 128, 64, 3)
+    assert windows["image"].dtype == np.uint8
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -143,6 +143,13 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"data.min_scale_factor={low}, max {high}: takes 0 < min <= max, step >= 0"
         )
+    augment_on, name = values["data.augment_on"], values["data.name"]
+    if augment_on not in ("host", "device"):
+        raise ConfigError(f"data.augment_on={augment_on!r}: is not one of host, device")
+    if augment_on == "device" and name in ("synthetic", *CLASSIFICATION):
+        raise ConfigError(
+            f"data.augment_on=device does not go with data.name={name}: set it to host"
+        )
     for key in ("min_resize_value", "max_resize_value", "resize_factor"):
         value = values[f"data.{key}"]
         if value is not None and (value < 1 or values["data.min_resize_value"] is None):

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deeplab_jax import checkpoint, losses, optim, runtime
+from deeplab_jax import checkpoint, losses, ops, optim, runtime
+from deeplab_jax.data.transforms import normalization
 from deeplab_jax.errors import ConfigError, DataError, NumericsError
 from deeplab_jax.predict import normalize
 
@@ -194,6 +195,18 @@ def _truth(batch) -> dict[str, jax.Array]:
     return {key.removeprefix("label").removeprefix("_") or "logits": x for key, x in labels.items()}
 
 
+def finisher(data: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
+    """What turns the batches of `train_iterator` on the mesh into those of a train step."""
+    if data["augment_on"] == "host":
+        return lambda batch: batch
+
+    def finish(windows):
+        pad_value = normalization(data["normalization"], windows["image"].shape[-1])[0]
+        return ops.crops(windows, pad_value, data["ignore_label"])
+
+    return jax.jit(finish, out_shardings=runtime.batch_sharding(mesh))
+
+
 def begin(
     module: nn.Module, variables: Any, config: Mapping[str, Any], mesh: jax.sharding.Mesh
 ) -> tuple[Callable, TrainState]:
@@ -305,6 +318,7 @@ def train(
     """
     train, steps = config["train"], config["train"]["steps"]
     train_step, state = begin(module, variables, config, mesh)
+    finish = finisher(config["data"], mesh)
     writer = runtime.MetricWriter(workdir / "metrics.jsonl")
 
     with checkpoint.manager(workdir, train["keep_checkpoints"]) as manager:
@@ -334,7 +348,7 @@ def train(
                 position = batches.get_state()
                 if step == first + 1:
                     runtime.say("compiling the train step")
-                state, figures = train_step(state, runtime.shard_batch(batch, mesh))
+                state, figures = train_step(state, finish(runtime.shard_batch(batch, mesh)))
                 if step == first + 1:
                     jax.block_until_ready(figures)
                     runtime.say(f"first step after {time.monotonic() - meter.started:.0f} s")

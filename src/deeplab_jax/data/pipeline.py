@@ -130,7 +130,8 @@ def train_iterator(source, data: Mapping[str, Any], seed: int, batch_size: int) 
 
     Each epoch has an order of its own; every example is augmented from a random generator of
     its place in the stream. `get_state()` and `set_state()` save and restore the position.
-    Of images with a class each "label" is [B, 1, 1].
+    Of images with a class each "label" is [B, 1, 1]. Where `data.augment_on` is "device" the
+    batches are those of `Augment.windows`.
     """
     common = {"crop_size": tuple(data["crop_size"]), "flip": data["flip"]}
     examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
@@ -151,8 +152,9 @@ def train_iterator(source, data: Mapping[str, Any], seed: int, batch_size: int) 
         if data["min_resize_value"] is not None:
             sizes = ("min_resize_value", "max_resize_value", "resize_factor")
             examples = examples.map(ResizeToRange(*(data[key] for key in sizes)))
+        finish = augment.windows if data["augment_on"] == "device" else augment.batch
         batches = examples.random_map(augment.place).batch(
-            batch_size, drop_remainder=True, batch_fn=augment.batch
+            batch_size, drop_remainder=True, batch_fn=finish
         )
     return Loader(batches, data["num_threads"], data["num_workers"])
 

@@ -54,22 +54,21 @@ class ResizeToRange:
 
     def size(self, old: tuple[int, int]) -> tuple[int, int]:
         """(height, width) that an image of size `old` gets."""
-        new = _scaled(old, self.min_size, min(old))
+        new = _scaled(old, np.float32(self.min_size) / np.float32(min(old)))
         if self.max_size is not None:
             limit = self.max_size
             if self.factor:
                 limit -= (limit - 1) % self.factor
             if max(new) > limit:
-                new = _scaled(old, limit, max(old))
+                new = _scaled(old, np.float32(limit) / np.float32(max(old)))
         if self.factor:
             new = tuple(n + -(n - 1) % self.factor for n in new)
         return new
 
 
-def _scaled(size: tuple[int, int], to: int, side: int) -> tuple[int, int]:
-    """`size` times to / side, float32 and rounded down as in the reference; at least 1."""
-    scale = np.float32(to) / np.float32(side)
-    return tuple(max(1, int(np.float32(n) * scale)) for n in size)
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """`size` times `scale`, float32 and rounded down as in the reference; at least 1."""
+    return tuple(max(1, int(np.float32(n) * np.float32(scale))) for n in size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +100,8 @@ class Augment:
 
     def place(self, example: Mapping[str, np.ndarray], rng: np.random.Generator) -> "Placed":
         """Draws what is to become of an example, and computes nothing yet."""
-        scale = float(np.float32(self._draw_scale(rng)))
-        size = tuple(max(1, int(n * scale)) for n in example["image"].shape[:2])
+        scale = float(self._draw_scale(rng))
+        size = _scaled(example["image"].shape[:2], scale)
         corner = (rng.integers(0, max(n - c, 0) + 1) for n, c in zip(size, self.crop_size))
         top, left = map(int, corner)
         return Placed(example, scale, size, top, left, bool(self.flip and rng.random() < 0.5))
@@ -127,23 +126,49 @@ class Augment:
                 out["label"][i][np.isin(links, orphans)] = self.ignore_label
         return out
 
+    def windows(self, placed: Sequence["Placed"]) -> dict[str, np.ndarray]:
+        """What `ops.crops` makes of them the same batch: no pixel is computed here.
+
+        "image" [B, H, W, C] and labels [B, H, W] are the parts of the examples that the crops
+        show, of their dtype, H and W multiples of `WINDOW_GRID` so that there are few sizes.
+        "rows" [B, h] and "columns" [B, w] float32 say where in it each row and column of a crop
+        lies, "nearest_rows" and "nearest_columns" int32 where in the label; -1: outside.
+
+        Raises:
+          ValueError: for examples with "links", which need the finished crop.
+        """
+        if "links" in placed[0].example:
+            raise ValueError("examples with links are augmented by `batch`")
+        out = {}
+        for axis, length in zip(AXES, self.crop_size):
+            out[axis] = np.full((len(placed), length), -1, np.float32)
+            out[f"nearest_{axis}"] = np.full((len(placed), length), -1, np.int32)
+        parts = []
+        for i, one in enumerate(placed):
+            part, old = [], one.example["image"].shape
+            places = one.window(self.crop_size), one.inside(self.crop_size)
+            for axis, n, new, index, inside in zip(AXES, old, one.size, *places):
+                low, high, _ = _neighbours(n, new, index)
+                first = low.min()
+                part.append(slice(first, high.max() + 1))
+                out[axis][i, inside] = _positions(n, new, index) - np.float32(first)
+                out[f"nearest_{axis}"][i, inside] = _nearest(n, new, index) - first
+            parts.append(tuple(part))
+        for key in placed[0].example:
+            if key.startswith(("image", "label")):
+                out[key] = _stacked([one.example[key][part] for one, part in zip(placed, parts)])
+        return out
+
     def _render(self, placed: "Placed", key: str, out: np.ndarray) -> None:
         """Fills `out`, a crop, from one of the example's arrays."""
-        rows, columns = (
-            np.arange(start, min(start + crop, size))
-            for start, crop, size in zip((placed.top, placed.left), self.crop_size, placed.size)
-        )
-        inside = [slice(0, len(rows)), slice(0, len(columns))]
-        if placed.mirrored:
-            columns = columns[::-1]
-            inside[1] = slice(self.crop_size[1] - len(columns), None)
         resize, outside = resize_nearest, self.ignore_label
         if key == "image":
             resize, outside = resize_bilinear, self.pad_value
         elif key == "links":
             outside = 0
+        inside = placed.inside(self.crop_size)
         fill_outside(out, *inside, outside)
-        resize(placed.example[key], placed.size, (rows, columns), out[tuple(inside)])
+        resize(placed.example[key], placed.size, placed.window(self.crop_size), out[inside])
 
     def _draw_scale(self, rng: np.random.Generator) -> float:
         low, high = self.min_scale_factor, self.max_scale_factor
@@ -171,6 +196,33 @@ class Placed(NamedTuple):
     top: int
     left: int
     mirrored: bool
+
+    def window(self, crop_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, columns) of the scaled image that a crop shows, in its order."""
+        rows, columns = (
+            np.arange(start, min(start + crop, size))
+            for start, crop, size in zip((self.top, self.left), crop_size, self.size)
+        )
+        return rows, columns[::-1] if self.mirrored else columns
+
+    def inside(self, crop_size: tuple[int, int]) -> tuple[slice, slice]:
+        """(rows, columns) of the crop where they go; the rest of it is padding."""
+        height, width = map(len, self.window(crop_size))
+        first = crop_size[1] - width if self.mirrored else 0
+        return slice(0, height), slice(first, first + width)
+
+
+AXES = ("rows", "columns")
+WINDOW_GRID = 64
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays [h, w, ...] as one [B, H, W, ...], zeros below and beside them."""
+    size = [-(-max(a.shape[axis] for a in arrays) // WINDOW_GRID) * WINDOW_GRID for axis in (0, 1)]
+    out = np.zeros((len(arrays), *size, *arrays[0].shape[2:]), np.result_type(*arrays))
+    for whole, array in zip(out, arrays):
+        whole[: array.shape[0], : array.shape[1]] = array
+    return out
 
 
 def scale_factors(low: float, high: float, step: float) -> np.ndarray:
@@ -209,8 +261,7 @@ def fill_outside(out: np.ndarray, rows: slice, columns: slice, value) -> None:
     line[...] = value  # whole lines: NumPy copies three numbers at a time much slower
     out[rows.stop :] = line
     out[rows, : columns.start] = line[: columns.start]
-    if columns.stop is not None:
-        out[rows, columns.stop :] = line[columns.stop :]
+    out[rows, columns.stop :] = line[columns.stop :]
 
 
 WHOLE = (slice(None), slice(None))
@@ -267,10 +318,7 @@ def resize_nearest(
 
     Without `out`, the dtype is that of `label`.
     """
-    y, x = (
-        np.floor(_positions(n, s, w) + np.float32(0.5)).astype(np.int64)
-        for n, s, w in zip(label.shape, size, window)
-    )
+    y, x = (_nearest(n, s, w) for n, s, w in zip(label.shape, size, window))
     moved = label.take(y, axis=0).take(x, axis=1)
     if out is None:
         return moved
@@ -282,6 +330,10 @@ def _positions(old: int, new: int, window: slice) -> np.ndarray:
     """Where the new samples of `window` lie on the old grid, float32 as in the reference."""
     step = np.float32((old - 1) / (new - 1)) if new > 1 else np.float32(0)
     return np.minimum(np.arange(new, dtype=np.float32)[window] * step, np.float32(old - 1))
+
+
+def _nearest(old: int, new: int, window) -> np.ndarray:
+    return np.floor(_positions(old, new, window) + np.float32(0.5)).astype(np.int64)
 
 
 def _neighbours(old: int, new: int, window: slice):

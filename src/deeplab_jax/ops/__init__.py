@@ -13,6 +13,7 @@ from deeplab_jax.ops.convolution import (
     depthwise_conv2d,
     observing,
 )
+from deeplab_jax.ops.crops import crops
 from deeplab_jax.ops.depthwise import depthwise_native
 from deeplab_jax.ops.geometry import (
     Padding,
@@ -39,6 +40,7 @@ __all__ = [
     "conv2d",
     "default_atrous_rates",
     "dense_native",
+    "crops",
     "depthwise_conv2d",
     "depthwise_native",
     "fixed_padding",
