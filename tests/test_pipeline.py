@@ -98,6 +98,21 @@ def test_the_images_of_a_stream_are_of_one_range_of_sizes_where_asked(root):
     assert (label[:, 8, :11] != 255).all()
 
 
+def test_batches_finished_on_the_device_are_those_of_the_host(root):
+    mesh = runtime.data_mesh()
+    finish = finisher(DATA | {"augment_on": "device"}, mesh)
+    with stream(root) as host, stream(root, augment_on="device") as device:
+        for expected, windows in zip(take(host, 2), take(device, 2)):
+            # Of 3, which do not split over the two devices.
+            expected, windows = ({k: x[:2] for k, x in b.items()} for b in (expected, windows))
+            batch = finish(runtime.shard_batch(windows, mesh))
+            np.testing.assert_allclose(batch["image"], expected["image"], atol=1e-3 * 255)
+            np.testing.assert_array_equal(batch["label"], expected["label"])
+            assert batch["image"].sharding == runtime.batch_sharding(mesh)
+
+
+# --- ends ---
+
 PROGRAM = """
 import json, multiprocessing, sys, time
 from deeplab_jax import runtime
