@@ -176,9 +176,8 @@ def draws(root: str, split: str, crop: int, count: int) -> list[dict]:
     source = datasets.source("voc", root, split, 21, 255)
     augment = Augment((crop, crop), *SCALES.values(), True, (MEAN,) * 3)
     stream = grain.MapDataset.source(source).seed(0).shuffle().repeat().random_map(augment.place)
-    files = {
-        image.stem: (str(image), str(mask)) for image, mask in zip(source.images, source.masks)
-    }
+    paths = zip(source.images, source.masks)
+    files = {image.stem: {"image": str(image), "mask": str(mask)} for image, mask in paths}
     out = []
     for i in range(count):
         placed = stream[i]

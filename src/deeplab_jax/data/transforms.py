@@ -100,7 +100,7 @@ class Augment:
 
     def place(self, example: Mapping[str, np.ndarray], rng: np.random.Generator) -> "Placed":
         """Draws what is to become of an example, and computes nothing yet."""
-        scale = float(self._draw_scale(rng))
+        scale = float(np.float32(self._draw_scale(rng)))
         size = _scaled(example["image"].shape[:2], scale)
         corner = (rng.integers(0, max(n - c, 0) + 1) for n, c in zip(size, self.crop_size))
         top, left = map(int, corner)
