@@ -1,11 +1,10 @@
 """Batches made ahead of need, by threads of this process or by worker processes, in one order."""
 
-import atexit
 import gc
 import os
 import signal
 import threading
-from multiprocessing import parent_process
+from multiprocessing import parent_process, util
 from typing import Any
 
 import grain
@@ -89,7 +88,8 @@ class Loader:
             return iter(rest.to_iter_dataset(grain.ReadOptions(self.num_threads, ahead)))
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its own, which a notebook has not parsed
-        atexit.register(_delete_shared_memory)
+        # Before multiprocessing stops the thread that deletes it, at 15.
+        util.Finalize(None, _delete_shared_memory, exitpriority=20)
         one_by_one = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         workers = grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=1)
         return iter(
@@ -98,11 +98,11 @@ class Loader:
 
 
 def _delete_shared_memory() -> None:
-    """Waits for grain's thread that does so, which the end of the process would stop."""
+    """Waits, though not for ever, for grain's thread that does so."""
     thread = getattr(SharedMemoryArray, "_del_thread_pool", None)  # grain has no call for it
     if thread is not None:
         gc.collect()  # an error's frames may hold a batch
-        thread.apply(int)
+        thread.apply_async(int).wait(10)
 
 
 def _begin_worker(index: int, count: int) -> None:
