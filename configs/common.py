@@ -72,6 +72,10 @@ def base() -> ConfigDict:
     data.train_split = "train"
     data.normalization = "zero_mean"  # see data/transforms.py; "imagenet": PyTorch's weights
     data.crop_size = (513, 513)
+    # px; training images are first brought to about one size, as the official code can.
+    data.min_resize_value = placeholder(int)  # of the shorter side
+    data.max_resize_value = placeholder(int)  # of the longer side
+    data.resize_factor = placeholder(int)  # both sides become a multiple of it plus 1
     data.min_scale_factor = 0.5
     data.max_scale_factor = 2.0
     data.scale_factor_step_size = 0.25
@@ -83,7 +87,10 @@ def base() -> ConfigDict:
     data.bootstrap_classes = ()  # [V3] Sec. 4.1: images with any of these class ids appear
     data.bootstrap_copies = 2  # so many times in an epoch
     data.on_error = "error"  # "skip": pass over files that cannot be read, and count them
-    data.num_threads = 4
+    data.num_threads = 4  # that make batches ahead of need
+    data.num_workers = 0  # processes that do so instead: see benchmarks/NOTES.md
+    # "device": the host only decodes and cuts out, for GPU hosts with few cores.
+    data.augment_on = "host"
     data.allow_change = False  # resume although the training data are not those of before
     data.cache = False  # keep decoded synthetic scenes in memory
     data.synthetic = ConfigDict({"seed": 0, "version": 1, "depth": False, "geometry": False})

@@ -14,12 +14,15 @@ DATA = {
     "root": "",
     "normalization": "zero_mean",
     "crop_size": (33, 33),
+    "min_resize_value": None,
     "min_scale_factor": 0.5,
     "max_scale_factor": 2.0,
     "scale_factor_step_size": 0.25,
     "flip": True,
     "ignore_label": 255,
     "num_threads": 2,
+    "num_workers": 0,
+    "augment_on": "host",
     "cache": False,
 }
 

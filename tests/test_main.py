@@ -225,6 +225,10 @@ def test_class_names_and_their_number_must_agree(data_folder, tmp_path):
         ("optim__clip_norm", 0.0),
         ("data__bootstrap_classes", (3,)),
         ("data__bootstrap_copies", 0),
+        ("data__num_threads", 0),
+        ("data__num_workers", -1),
+        ("data__augment_on", "gpu"),
+        ("data__resize_factor", 16),
     ],
 )
 def test_values_that_would_fail_later_are_refused_at_once(data_folder, tmp_path, key, value):

@@ -22,6 +22,7 @@ MAPPINGS = ("model.heads", "data.label_map")  # keys whose values are mappings, 
 NOT_NEGATIVE = (
     "seed",
     "log_every",
+    "data.num_workers",
     "train.eval_every",
     "train.checkpoint_every",
     "train.steps",
@@ -35,6 +36,7 @@ AT_LEAST_1 = (
     "train.keep_checkpoints",
     "eval.batch_size",
     "data.bootstrap_copies",
+    "data.num_threads",
     "optim.learning_rate_decay_step",
     "crf.iterations",
     "tune_crf.images",
@@ -154,6 +156,17 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"data.min_scale_factor={low}, max {high}: takes 0 < min <= max, step >= 0"
         )
+    augment_on, name = values["data.augment_on"], values["data.name"]
+    if augment_on not in ("host", "device"):
+        raise ConfigError(f"data.augment_on={augment_on!r}: is not one of host, device")
+    if augment_on == "device" and name in ("synthetic", *CLASSIFICATION):
+        raise ConfigError(
+            f"data.augment_on=device does not go with data.name={name}: set it to host"
+        )
+    for key in ("min_resize_value", "max_resize_value", "resize_factor"):
+        value = values[f"data.{key}"]
+        if value is not None and (value < 1 or values["data.min_resize_value"] is None):
+            raise ConfigError(f"data.{key}={value}: at least 1, and with data.min_resize_value")
     for key in ("eval.eval_scales", "predict.eval_scales"):
         scales = values[key]
         if not (isinstance(scales, tuple) and scales and all(s > 0 for s in scales)):

@@ -144,22 +144,23 @@ def _train(config, workdir: Path, traces: Path | None):
         _write_metrics(workdir, step, config.eval.split, results)
         runtime.say(f"step {step}  {config.eval.split} {scoring.headline(results)}")
 
-    variables, step = training.train(
-        module,
-        variables,
-        batches,
-        recipe,
-        workdir,
-        mesh=mesh,
-        evaluate=evaluate_between,
-        position_check={
-            "training images": len(source),
-            "data fingerprint": files.fingerprint(source),
-            "train.batch_size": config.train.batch_size,
-            "seed": config.seed,
-        },
-        profile=traces,
-    )
+    with batches:
+        variables, step = training.train(
+            module,
+            variables,
+            batches,
+            recipe,
+            workdir,
+            mesh=mesh,
+            evaluate=evaluate_between,
+            position_check={
+                "training images": len(source),
+                "data fingerprint": files.fingerprint(source),
+                "train.batch_size": config.train.batch_size,
+                "seed": config.seed,
+            },
+            profile=traces,
+        )
     if skipped := len(unreadable(source)):
         runtime.say(f"{skipped} training examples could not be read; others stood in for them")
     return _evaluate_fully(config, workdir, eval_module, variables, val_source, labels, step)

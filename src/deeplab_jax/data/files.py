@@ -34,7 +34,7 @@ def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
       DataError: if the file is missing, truncated, no image, or larger than Pillow's limit.
     """
     with _opened(path, IMAGE_FORMATS, "image", encoded) as image:
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # most are upright, and need no copy
         if image.mode.startswith("I") or image.mode == "F":
             raise DataError(
                 f"{path}: a {image.mode} image (more than 8 bits a channel); convert it to 8-bit "
@@ -42,7 +42,7 @@ def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
             )
         if "transparency" in image.info:
             image = image.convert("RGBA")  # what Pillow asks for before dropping transparency
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_mask(
@@ -264,13 +264,10 @@ def mapped(mask: np.ndarray, label_map: np.ndarray, path) -> np.ndarray:
 
 def check_ids(mask: np.ndarray, num_classes: int, ignore_label: int, path) -> None:
     """Raises DataError if `mask` holds an id that is neither a class nor `ignore_label`."""
-    if mask.dtype == np.uint8:
-        present = np.bincount(mask.ravel(), minlength=256).nonzero()[0]
-    else:
-        present = np.unique(mask)
-    wrong = present[(present != ignore_label) & ((present < 0) | (present >= num_classes))]
-    if not wrong.size:
+    outside = (mask != ignore_label) & ((mask < 0) | (mask >= num_classes))
+    if not outside.any():
         return
+    present, wrong = np.unique(mask), np.unique(mask[outside])
     hint = "raise model.num_classes, or map these ids to classes"
     if len(wrong) > 30:
         hint = "so many ids suggest a grey picture, a JPEG or smoothed edges rather than a mask"
