@@ -13,11 +13,12 @@ PACKAGE = Path(deeplab_jax.__file__).parent
 # A module may import those of lower floors (and of its own folder).
 FLOORS = [
     {"errors"},
-    {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf"},
+    {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf", "tiles"},
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers"},
     {"advice", "predict", "check_data", "command_line"},
-    {"classify", "evaluate", "train", "convert", "tune_crf"},
+    {"classify", "evaluate", "train", "convert", "tune_crf", "export", "segmenter"},
+    {"score"},
     {"main"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

@@ -112,7 +112,8 @@ def check(config: Mapping[str, Any]) -> None:
     most, why = (2**16, "a classifier's are") if classifier else (256, "labels are bytes,")
     if not 1 <= classes <= most:
         raise ConfigError(f"model.num_classes={classes}: {why} 1 to {most} classes")
-    for key in ("data.crop_size", "eval.crop_size", "predict.crop_size"):
+    sizes = ("data.crop_size", "eval.crop_size", "predict.crop_size")
+    for key in (*sizes, "eval.tile_size", "predict.tile_size"):
         size = values[key]
         if size is None and key != "data.crop_size":
             continue
@@ -149,6 +150,14 @@ def check(config: Mapping[str, Any]) -> None:
         wrong = [i for i in values[key] if not 0 <= i < classes]
         if wrong:
             raise ConfigError(f"{key}: ids {wrong} are outside 0..{classes - 1}")
+    for mode in ("eval", "predict"):
+        tile, overlap = values[f"{mode}.tile_size"], values[f"{mode}.tile_overlap"]
+        if tile and not 0 <= overlap < min(tile) / 2:
+            raise ConfigError(f"{mode}.tile_overlap={overlap}: takes 0 to below half of {tile}")
+        if tile and values[f"{mode}.crf"]:
+            raise ConfigError(f"{mode}.tile_size: the CRF needs images whole")
+    if values["eval.tile_size"] and values["model.heads"]:
+        raise ConfigError("eval.tile_size: several heads are evaluated on whole images alone")
     _check_classifier(values, classifier)
     _check_label_map(values, classes)
     if values["model.channel_groups"] and values["train.freeze_backbone"]:

@@ -15,7 +15,7 @@ from deeplab_jax import metrics, pictures, runtime
 from deeplab_jax.data import pipeline
 from deeplab_jax.data.labels import Labels
 from deeplab_jax.data.transforms import normalization
-from deeplab_jax.predict import label_maps, probability_maps, refine
+from deeplab_jax.predict import label_maps, predict, probability_maps, refine
 
 
 class Tally:
@@ -43,7 +43,12 @@ class Tally:
         results = {
             "mean_iou": metrics.mean_iou(self.total),
             "pixel_accuracy": metrics.pixel_accuracy(self.total),
+            "mean_accuracy": metrics.mean_accuracy(self.total),
+            "frequency_weighted_iou": metrics.frequency_weighted_iou(self.total),
         }
+        if names[0] == "background":
+            rest = range(1, self.num_classes)
+            results["mean_iou_without_background"] = metrics.mean_iou(self.total, rest)
         if class_subset:
             subset = metrics.mean_iou(self.total, class_subset)
             results[f"mean_iou_{len(class_subset)}"] = subset
@@ -101,7 +106,9 @@ def evaluate(
     ignore_label = data["ignore_label"]
     # Rounded up to the devices: a batch is filled up with repeated images anyway.
     batch_size = -(-config["eval"]["batch_size"] // mesh.size) * mesh.size
-    channels = source[0]["image"].shape[-1]
+    tile_size = config["eval"]["tile_size"]
+    tiling = {"tile_size": tile_size, "tile_overlap": config["eval"]["tile_overlap"]}
+    tiling = tiling if tile_size else {}
     crf = config["crf"] if config["eval"]["crf"] else None
     heads = dict(config["model"]["heads"] or {})
     of_heads = {name: Tally(classes, ignore_label) for name, classes in heads.items()}
@@ -109,21 +116,17 @@ def evaluate(
     shown = set(np.linspace(0, len(source) - 1, panels).astype(int).tolist()) if panels else set()
     rows, beliefs, seen = [], [], 0
     with runtime.Progress(len(source), "eval") as progress:
-        for images, examples in pipeline.eval_batches(
-            source,
-            config["eval"]["crop_size"],
-            normalization(data["normalization"], channels)[0],
-            batch_size,
-        ):
+        for images, examples in _batches(source, config, batch_size):
             see = partial(
-                probability_maps if crf else label_maps,
+                _tiled if tile_size else probability_maps if crf else label_maps,
                 module,
                 variables,
-                runtime.shard_batch(images, mesh),
+                images if tile_size else runtime.shard_batch(images, mesh),
                 normalization=data["normalization"],
                 align_corners=config["model"]["align_corners"],
                 eval_scales=config["eval"]["eval_scales"],
                 add_flipped_images=config["eval"]["add_flipped_images"],
+                **tiling,
             )
             answer = see()
             for name, tally in of_heads.items():  # a pass a head
@@ -152,6 +155,22 @@ def evaluate(
         results[f"mean_iou_{name}"] = metrics.mean_iou(tally.total)
         results[f"pixel_accuracy_{name}"] = metrics.pixel_accuracy(tally.total)
     return Evaluation(results, tallies[0], rows, beliefs)
+
+
+def _batches(source, config, batch_size: int):
+    """(images [B, H, W, C], examples): padded ones, or each as it is where tiles are to see it."""
+    if config["eval"]["tile_size"]:
+        for i in range(len(source)):
+            example = source[i]
+            yield example["image"][None], [example]
+        return
+    channels = source[0]["image"].shape[-1]
+    pad_value = normalization(config["data"]["normalization"], channels)[0]
+    yield from pipeline.eval_batches(source, config["eval"]["crop_size"], pad_value, batch_size)
+
+
+def _tiled(module, variables, images, **options) -> np.ndarray:
+    return predict(module, variables, images[0], **options)[None]
 
 
 def _row(image, truth, preds, labels: Labels, ignore_label: int) -> list[np.ndarray]:
@@ -199,7 +218,7 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"{what}: {100 * value:.2f} %{was}")
 
     for key, value in results.items():
-        if key.startswith(("mean_iou", "pixel_accuracy")):
+        if key.startswith(("mean_", "pixel_accuracy", "frequency")):
             line(key.replace("_", " "), value, before.get(key))
     trimaps = before.get("trimap_mean_iou", {})
     for width, value in results.get("trimap_mean_iou", {}).items():

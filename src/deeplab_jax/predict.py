@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import crf as fully_connected
-from deeplab_jax import ops
+from deeplab_jax import ops, tiles
 from deeplab_jax.data.pipeline import padded_size
 from deeplab_jax.data.transforms import normalization as mean_and_std
 from deeplab_jax.data.transforms import pad_to
@@ -189,6 +189,8 @@ def predict(
     align_corners: bool = True,
     eval_scales: Sequence[float] = (1.0,),
     add_flipped_images: bool = False,
+    tile_size: tuple[int, int] | None = None,
+    tile_overlap: int = 128,
     crf: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """Segments one image of any size.
@@ -197,20 +199,38 @@ def predict(
       module: from `models.build`.
       variables: {"params", "batch_stats"}, folded ones or not.
       image: [H, W, C] uint8, RGB first.
-      crop_size: (height, width) to pad to with the mean pixel, if the image fits; None pads to
-        the next 64 k + 1.
+      crop_size: (height, width) to pad to with the mean pixel; a longer side, and with None either,
+        is padded to the next 64 k + 1.
       normalization: the one the weights were trained with.
       align_corners: of the logits' upsampling and of scaled images.
       eval_scales: the image is seen at each of these; their probabilities are averaged.
       add_flipped_images: and mirrored at each.
+      tile_size: (height, width) of tiles that larger images are seen in, in the memory of one band
+        of them; None sees any image whole. See `tiles.blended`.
+      tile_overlap: px that neighbouring tiles share.
       crf: refine the answer, with these keywords of `crf.mean_field`; None or False: do not.
 
     Returns:
-      Class ids [H, W] uint8.
+      Class ids [H, W] uint8 (int32 past 256 classes).
 
     Raises:
       ValueError: if `image` is not [H, W, C] uint8.
+      ConfigError: for a CRF over tiles, or tiles that overlap by half or more.
     """
+    if tile_size is not None and any(n > t for n, t in zip(image.shape[:2], tile_size)):
+        if crf:
+            raise ConfigError("the CRF needs the image whole: predict.tile_size=None")
+        see = functools.partial(
+            probabilities,
+            module,
+            variables,
+            normalization=normalization,
+            align_corners=align_corners,
+            eval_scales=eval_scales,
+            add_flipped_images=add_flipped_images,
+        )
+        bands = tiles.blended(image, see, tile_size, tile_overlap)
+        return np.concatenate([_ids(probs) for _, probs in bands])
     padded = _padded(image, crop_size, normalization)
     height, width, _ = image.shape
     options = {
@@ -241,6 +261,10 @@ def probabilities(
     padded = _padded(image, crop_size, normalization)[None]
     maps = probability_maps(module, variables, padded, normalization=normalization, **options)
     return np.asarray(maps[0, : image.shape[0], : image.shape[1]])
+
+
+def _ids(probs: np.ndarray) -> np.ndarray:
+    return probs.argmax(-1).astype(np.uint8 if probs.shape[-1] <= 256 else np.int32)
 
 
 def _padded(image, crop_size, normalization) -> np.ndarray:
