@@ -15,7 +15,7 @@ FLOORS = [
     {"errors"},
     {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf", "tiles"},
     {"losses", "pictures", "config", "counting"},
-    {"models", "checkpoint", "importers"},
+    {"models", "checkpoint", "importers", "report"},
     {"advice", "predict", "check_data", "command_line"},
     {"classify", "evaluate", "train", "convert", "tune_crf", "export", "segmenter"},
     {"score"},

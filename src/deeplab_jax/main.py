@@ -194,10 +194,13 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
     )
     folder = workdir / "eval"
     results = found.figures
-    scoring.write(folder, found, labels, config.crf)
+    weights = f"{workdir}, step {step}" if step else config.init_from or str(workdir)
+    settings = evaluate.settings(config, weights, len(source))
+    scoring.write(folder, found, labels, settings, config.crf)
     _write_metrics(workdir, step, config.eval.split, results)
     runtime.say(scoring.table(results))
-    runtime.say(f"pictures and tables in {folder}")
+    opened = "report.html, " if scoring is evaluate else ""
+    runtime.say(f"{opened}pictures and tables in {folder}")
     return results
 
 

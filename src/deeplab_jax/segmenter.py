@@ -50,7 +50,9 @@ class Segmenter:
     def overlay(self, image: Any, labels: np.ndarray | None = None) -> np.ndarray:
         """The image with the colours of its labels laid over it, [H, W, 3] uint8."""
         image = _pixels(image)
-        return pictures.overlay(image, self.segment(image) if labels is None else labels, self.palette)
+        return pictures.overlay(
+            image, self.segment(image) if labels is None else labels, self.palette
+        )
 
 
 def load(path: str | Path, **options: Any) -> Segmenter:
