@@ -164,6 +164,8 @@ def base() -> ConfigDict:
     predict.add_flipped_images = False
     predict.tile_size = placeholder(tuple)
     predict.tile_overlap = 128
+    # See images at this (height, width), or with their longer side so long; None: as they are.
+    predict.resize = FieldReference(None, field_type=object)
     predict.crf = False
 
     export = config.export = ConfigDict()  # at eval.model's stride, padded as predict.crop_size

@@ -17,8 +17,8 @@ FLOORS = [
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers", "report"},
     {"advice", "predict", "check_data", "command_line"},
-    {"classify", "evaluate", "train", "convert", "tune_crf", "export", "segmenter"},
-    {"score"},
+    {"classify", "evaluate", "train", "convert", "tune_crf", "export"},
+    {"score", "segmenter"},
     {"main"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

@@ -87,5 +87,5 @@ def test_prediction_in_tiles_is_the_blend_of_predictions():
     np.testing.assert_array_equal(
         predict(module, variables, small, **options), predict(module, variables, small)
     )
-    with pytest.raises(ConfigError, match="whole"):
+    with pytest.raises(ConfigError, match="tiles go"):
         predict(module, variables, image, crf={"iterations": 1}, **options)

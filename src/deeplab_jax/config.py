@@ -156,6 +156,14 @@ def check(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{mode}.tile_overlap={overlap}: takes 0 to below half of {tile}")
         if tile and values[f"{mode}.crf"]:
             raise ConfigError(f"{mode}.tile_size: the CRF needs images whole")
+    resize = values["predict.resize"]
+    pair = isinstance(resize, tuple) and len(resize) == 2
+    if resize is not None and not all(
+        isinstance(n, int) and n >= 1 for n in (resize if pair else (resize,))
+    ):
+        raise ConfigError(f"predict.resize={resize}: takes (height, width), a longer side, or None")
+    if values["predict.tile_size"] and resize is not None:
+        raise ConfigError("predict.tile_size does not go with predict.resize")
     if values["eval.tile_size"] and values["model.heads"]:
         raise ConfigError("eval.tile_size: several heads are evaluated on whole images alone")
     _check_classifier(values, classifier)

@@ -14,7 +14,7 @@ from deeplab_jax import crf as fully_connected
 from deeplab_jax import ops, tiles
 from deeplab_jax.data.pipeline import padded_size
 from deeplab_jax.data.transforms import normalization as mean_and_std
-from deeplab_jax.data.transforms import pad_to
+from deeplab_jax.data.transforms import pad_to, resize_bilinear
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.folding import fold_batch_norm
 
@@ -191,6 +191,7 @@ def predict(
     add_flipped_images: bool = False,
     tile_size: tuple[int, int] | None = None,
     tile_overlap: int = 128,
+    resize: int | tuple[int, int] | None = None,
     crf: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """Segments one image of any size.
@@ -208,6 +209,8 @@ def predict(
       tile_size: (height, width) of tiles that larger images are seen in, in the memory of one band
         of them; None sees any image whole. See `tiles.blended`.
       tile_overlap: px that neighbouring tiles share.
+      resize: see the image at this size, (height, width), or with its longer side so long; its
+        probabilities are resized back.
       crf: refine the answer, with these keywords of `crf.mean_field`; None or False: do not.
 
     Returns:
@@ -217,9 +220,10 @@ def predict(
       ValueError: if `image` is not [H, W, C] uint8.
       ConfigError: for a CRF over tiles, or tiles that overlap by half or more.
     """
+    _check(image)
     if tile_size is not None and any(n > t for n, t in zip(image.shape[:2], tile_size)):
-        if crf:
-            raise ConfigError("the CRF needs the image whole: predict.tile_size=None")
+        if crf or resize is not None:
+            raise ConfigError("tiles go neither with the CRF nor with resizing: tile_size=None")
         see = functools.partial(
             probabilities,
             module,
@@ -231,18 +235,24 @@ def predict(
         )
         bands = tiles.blended(image, see, tile_size, tile_overlap)
         return np.concatenate([_ids(probs) for _, probs in bands])
-    padded = _padded(image, crop_size, normalization)
-    height, width, _ = image.shape
     options = {
         "normalization": normalization,
         "align_corners": align_corners,
         "eval_scales": eval_scales,
         "add_flipped_images": add_flipped_images,
     }
-    if crf is not None and crf is not False:
-        probs = probability_maps(module, variables, padded[None], **options)
-        return refine(padded, probs[0], (height, width), crf)
-    return np.asarray(label_maps(module, variables, padded[None], **options)[0, :height, :width])
+    seen = image if resize is None else _resized(image, resize)
+    height, width, _ = seen.shape
+    padded = _padded(seen, crop_size, normalization)
+    if resize is None and not crf:
+        return np.asarray(
+            label_maps(module, variables, padded[None], **options)[0, :height, :width]
+        )
+    probs = probability_maps(module, variables, padded[None], **options)
+    if resize is not None:
+        probs = ops.resize_bilinear(probs[:, :height, :width], image.shape[:2], align_corners)
+        padded = image
+    return refine(padded, probs[0], image.shape[:2], crf) if crf else _ids(np.asarray(probs[0]))
 
 
 def probabilities(
@@ -258,6 +268,7 @@ def probabilities(
 
     `options` are those of `probability_maps`; errors are `predict`'s.
     """
+    _check(image)
     padded = _padded(image, crop_size, normalization)[None]
     maps = probability_maps(module, variables, padded, normalization=normalization, **options)
     return np.asarray(maps[0, : image.shape[0], : image.shape[1]])
@@ -267,11 +278,22 @@ def _ids(probs: np.ndarray) -> np.ndarray:
     return probs.argmax(-1).astype(np.uint8 if probs.shape[-1] <= 256 else np.int32)
 
 
-def _padded(image, crop_size, normalization) -> np.ndarray:
+def _check(image: np.ndarray) -> None:
     if image.ndim != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be [H, W, C] uint8, not {image.dtype} {image.shape}")
+
+
+def _padded(image: np.ndarray, crop_size, normalization) -> np.ndarray:
     pad_value = mean_and_std(normalization, image.shape[-1])[0]
     return pad_to(image.astype(np.float32), padded_size(image.shape[:2], crop_size), pad_value)
+
+
+def _resized(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """[H, W, C] → float32 of this (height, width), or with its longer side so long."""
+    if isinstance(size, int):
+        scale = size / max(image.shape[:2])
+        size = tuple(max(1, round(n * scale)) for n in image.shape[:2])
+    return resize_bilinear(image, tuple(size))
 
 
 def targets(paths: Sequence[Path], output: Path) -> dict[Path, tuple[Path, Path]]:
