@@ -68,7 +68,7 @@ def export(
       The content of parity.json.
 
     Raises:
-      ConfigError: for a platform that there is not.
+      ConfigError: for a platform that there is not, or a network that must know its images' size.
       NumericsError: if the program disagrees with the live network.
     """
     unknown = sorted(set(platforms) - set(PLATFORMS))
@@ -86,9 +86,18 @@ def export(
     images = jax.ShapeDtypeStruct(
         (*jax.export.symbolic_shape("b, h, w"), channels), jnp.dtype("uint8")
     )
-    content = bytes(
-        jax.export.export(jax.jit(program), platforms=tuple(platforms))(images).serialize()
-    )
+    try:
+        made = jax.export.export(jax.jit(program), platforms=tuple(platforms))(images)
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.InconclusiveDimensionOperation,
+    ) as error:
+        raise ConfigError(
+            "this network cannot be exported for images of any size: what it does depends on their "
+            "size (model.input_scales; or model.image_pooling_crop_size, where predict.crop_size "
+            f"is smaller). {str(error).splitlines()[0]}"
+        ) from error
+    content = bytes(made.serialize())
     loaded = jax.jit(jax.export.deserialize(bytearray(content)).call)
 
     def live(image, size):
@@ -151,7 +160,12 @@ def canvas_size(size, crop_size: Sequence[int] | None) -> tuple:
 
 
 def parity(
-    exported: Callable, live: Callable, crop_size, normalization: str, channels: int
+    exported: Callable,
+    live: Callable,
+    crop_size,
+    normalization: str,
+    channels: int,
+    sizes: Sequence[tuple[int, int]] = PARITY_SIZES,
 ) -> dict[str, Any]:
     """Compares an exported program with the network, on embedded scenes of several sizes.
 
@@ -159,6 +173,7 @@ def parity(
       exported: images [b, h, w, C] uint8 → labels [b, h, w], or a dictionary with them.
       live: (padded images [b, H, W, C] float32, (h, w)) → probabilities [b, h, w, classes].
       crop_size, normalization, channels: of the network's images.
+      sizes: of the scenes; the last also as a batch of three.
 
     Returns:
       {"agrees", "near_tie", "cases": [{"images", "size", "pixels", "classes", "different",
@@ -167,7 +182,7 @@ def parity(
     scenes = Synthetic("val")
     pad_value = mean_and_std(normalization, channels)[0]
     cases = []
-    for size, count in (*((size, 1) for size in PARITY_SIZES), (PARITY_SIZES[-1], 3)):
+    for size, count in (*((size, 1) for size in sizes), (sizes[-1], 3)):
         images = np.stack([_scene(scenes, i, size, channels) for i in range(count)])
         given = exported(images)
         given = np.asarray(given["labels"] if isinstance(given, dict) else given)
