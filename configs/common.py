@@ -61,12 +61,12 @@ def base() -> ConfigDict:
     model.dtype = "float32"  # "bfloat16": mixed precision
 
     data = config.data = ConfigDict()
-    # synthetic, folder, voc, camvid, cityscapes, ade20k; a classifier's are shapes, image_folder,
-    # imagenet
+    # synthetic, folder, coco_json, voc, camvid, cityscapes, ade20k; a classifier's are shapes,
+    # image_folder, imagenet
     data.name = "synthetic"
     data.root = ""
     data.records = False  # read a published dataset from large files in root, made the first time
-    # Of a folder: {id in its masks: id}, all there are; None: they are the same.
+    # Of a folder: {id in its masks: id}, all there are; None: its classes.json's, or the same.
     data.label_map = FieldReference(None, field_type=object)
     data.train_split = "train"
     data.normalization = "zero_mean"  # see data/transforms.py; "imagenet": PyTorch's weights
@@ -81,6 +81,7 @@ def base() -> ConfigDict:
     data.ignore_label = 255
     data.bootstrap_classes = ()  # [V3] Sec. 4.1: images with any of these class ids appear
     data.bootstrap_copies = 2  # so many times in an epoch
+    data.on_error = "error"  # "skip": pass over files that cannot be read, and count them
     data.num_threads = 4
     data.allow_change = False  # resume although the training data are not those of before
     data.cache = False  # keep decoded synthetic scenes in memory
@@ -167,6 +168,7 @@ def base() -> ConfigDict:
     # See images at this (height, width), or with their longer side so long; None: as they are.
     predict.resize = FieldReference(None, field_type=object)
     predict.crf = False
+    predict.raw_ids = False  # write the dataset's own ids (Cityscapes' labelIds), not the labels
 
     export = config.export = ConfigDict()  # at eval.model's stride, padded as predict.crop_size
     export.probabilities = False  # beside the labels
@@ -225,17 +227,25 @@ def ade20k(config: ConfigDict) -> None:
 
 
 def folder(config: ConfigDict) -> None:
-    """A user's own images/ and masks/: set data.root and model.num_classes."""
+    """A user's own images/ and masks/: set data.root; --mode=check_data finds the rest."""
     config.data.name = "folder"
+    config.model.num_classes = placeholder(int)  # None: as many as the data name
     config.eval.crop_size = None
     # For trainings of minutes, too: the official 0.9997 and 0.01 want tens of thousands of steps.
     config.model.batch_norm_decay = config.model.batch_norm_decay or 0.99
     config.model.logits_stddev = max(config.model.logits_stddev, 0.08)
 
 
+def coco_json(config: ConfigDict) -> None:
+    """A user's own images with COCO's annotations, train.json and val.json: set data.root."""
+    folder(config)
+    config.data.name = "coco_json"
+
+
 DATASETS = {
     "synthetic": synthetic,
     "folder": folder,
+    "coco_json": coco_json,
     "voc": voc,
     "camvid": camvid,
     "cityscapes": cityscapes,

@@ -25,6 +25,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax.data import folder, labels
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 GOLDEN = Path(__file__).parent / "golden"
@@ -49,6 +51,12 @@ def write_folder(root: Path, count: int = 4, size=(40, 50), classes: int = 3) ->
         image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
         Image.fromarray(image).save(root / "images" / f"scene {i}.jpg")
     return root
+
+
+def pairs(root, split="all", classes=3, ignore_label=255, label_map=None):
+    """A split of a folder of unnamed classes."""
+    found = labels.labels((), classes, ignore_label=ignore_label)
+    return folder.source(root, split, found.mapped(label_map) if label_map else found)
 
 
 @pytest.fixture

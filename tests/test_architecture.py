@@ -16,8 +16,8 @@ FLOORS = [
     {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf", "tiles"},
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers", "report"},
-    {"advice", "predict", "check_data", "command_line"},
-    {"classify", "evaluate", "train", "convert", "tune_crf", "export"},
+    {"advice", "predict", "command_line"},
+    {"check_data", "classify", "evaluate", "train", "convert", "tune_crf", "export"},
     {"score", "segmenter"},
     {"main"},
 ]

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from conftest import write_folder
+from conftest import pairs, write_folder
 from PIL import Image
 
-from deeplab_jax.data import balance, files
+from deeplab_jax.data import balance
 from deeplab_jax.data.synthetic import Synthetic
 from deeplab_jax.errors import DataError
 
@@ -17,7 +17,7 @@ def masks(root, *maps):
     for i, ids in enumerate(maps):
         mask = np.resize(np.array(ids, np.uint8), (40, 50))
         Image.fromarray(mask).save(root / "masks" / f"scene {i}.png")
-    return files.folder(root, "all", 3, 255)
+    return pairs(root)
 
 
 def test_pixels_are_counted_without_opening_an_image(data_folder):

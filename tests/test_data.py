@@ -3,7 +3,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, SHARED, write_folder
+from conftest import GOLDEN, SHARED, pairs, write_folder
 from PIL import Image
 
 from deeplab_jax.data import datasets, files, labels, pipeline, transforms
@@ -227,14 +227,14 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path):
 
 
 def test_pairs_check_sizes_and_ids(data_folder):
-    source = files.folder(data_folder, "all", num_classes=3, ignore_label=255)
+    source = pairs(data_folder)
     example = source[0]
     assert example["image"].shape == (40, 50, 3)
     assert set(np.unique(example["label"])) == {0, 1, 2, 255}
     with pytest.raises(DataError, match=r"ids 2 are outside the 2 classes 0\.\.1"):
-        files.folder(data_folder, "all", num_classes=2, ignore_label=255)[0]
+        pairs(data_folder, classes=2)[0]
     with pytest.raises(DataError, match="255 usually marks void"):
-        files.folder(data_folder, "all", num_classes=3, ignore_label=254)[0]
+        pairs(data_folder, ignore_label=254)[0]
     Image.new("L", (50, 41)).save(data_folder / "masks" / "scene 0.png")
     with pytest.raises(DataError, match="mask of 50x41 for an image of 50x40"):
         source[0]
@@ -242,33 +242,33 @@ def test_pairs_check_sizes_and_ids(data_folder):
 
 def test_folder_splits_by_name_or_by_list(tmp_path):
     root = write_folder(tmp_path, count=12)
-    train = files.folder(root, "train", 3, 255)
-    val = files.folder(root, "val", 3, 255)
+    train = pairs(root, "train")
+    val = pairs(root, "val")
     assert (len(train), len(val)) == (11, 1)
     (root / "notes.txt").write_text("no list of a split")
-    assert len(files.folder(root, "train", 3, 255)) == 11
+    assert len(pairs(root, "train")) == 11
     assert not set(train.images) & set(val.images)
     (root / "val.txt").write_bytes(b"scene 3\r\nscene 5\r\n\r\n")
-    assert [p.stem for p in files.folder(root, "val", 3, 255).images] == ["scene 3", "scene 5"]
+    assert [p.stem for p in pairs(root, "val").images] == ["scene 3", "scene 5"]
     (root / "classes.txt").write_text("a\nb\nc\n")
     with pytest.raises(DataError, match=r"train\.txt: no such split list; there are notes, val"):
-        files.folder(root, "train", 3, 255)
+        pairs(root, "train")
     for entry, message in (("../secret", "stay inside"), ("nobody", "do not exist")):
         (root / "val.txt").write_text(entry)
         with pytest.raises(DataError, match=message):
-            files.folder(root, "val", 3, 255)
+            pairs(root, "val")
 
 
 def test_folder_names_what_is_missing(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
-        files.folder(tmp_path / "nothing", "train", 3, 255)
+        pairs(tmp_path / "nothing", "train")
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     with pytest.raises(DataError, match="no images"):
-        files.folder(tmp_path, "train", 3, 255)
+        pairs(tmp_path, "train")
     Image.new("RGB", (4, 4)).save(tmp_path / "images" / "lonely.jpg")
     with pytest.raises(DataError, match=r"lonely\.jpg: no mask"):
-        files.folder(tmp_path, "train", 3, 255)
+        pairs(tmp_path, "train")
 
 
 def test_voc_layout(tmp_path):
@@ -311,7 +311,7 @@ def test_find_images_takes_file_folder_and_glob(data_folder):
 
 
 def stream(root, seed=0, threads=2):
-    source = files.folder(root, "all", 3, 255)
+    source = pairs(root)
     return pipeline.train_iterator(source, DATA | {"num_threads": threads}, seed, batch_size=3)
 
 
@@ -351,7 +351,7 @@ def test_eval_batches_hold_every_image_once_at_one_size_each(tmp_path):
     root = write_folder(tmp_path, count=5)
     Image.new("RGB", (100, 70)).save(root / "images" / "scene 2.jpg")
     Image.new("L", (100, 70)).save(root / "masks" / "scene 2.png")
-    source = files.folder(root, "all", 3, 255)
+    source = pairs(root)
     seen = []
     for images, examples in pipeline.eval_batches(source, (65, 65), np.zeros(3), 3):
         assert images.shape[0] == 3

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, write_folder
+from conftest import ROOT, SHARED, pairs, write_folder
 from PIL import Image
 
 from deeplab_jax import config as configuration
@@ -181,12 +181,12 @@ def test_every_paper_has_a_preset_for_every_dataset(file, name):
 
 def test_a_folder_with_a_label_map(tmp_path):
     root = write_folder(tmp_path / "data")
-    source = files.folder(root, "all", 2, 255, datasets.table({0: 255, 1: 0, 2: 1}, 255))
-    plain = files.folder(root, "all", 3, 255)
+    source = pairs(root, classes=2, label_map={0: 255, 1: 0, 2: 1})
+    plain = pairs(root)
     was, now = plain[0]["label"], source[0]["label"]
     for raw, label in {0: 255, 1: 0, 2: 1, 255: 255}.items():
         assert (now[was == raw] == label).all()
-    lacking = files.folder(root, "all", 2, 255, datasets.table({0: 0, 1: 1}, 255))
+    lacking = pairs(root, classes=2, label_map={0: 0, 1: 1})
     with pytest.raises(DataError, match=r"scene 0.png: ids 2 are not in data.label_map"):
         lacking[0]
 
@@ -265,12 +265,12 @@ def test_a_fingerprint_tells_other_data_and_not_another_place(tmp_path):
     one, two = (write_folder(tmp_path / name) for name in ("one", "two"))
 
     def of(root, split="all", label_map=None):
-        return files.fingerprint(files.folder(root, split, 3, 255, label_map))
+        return files.fingerprint(pairs(root, split, label_map=label_map))
 
     was = of(one)
     assert of(two) == was
     assert of(one, "val") != was
-    assert of(one, label_map=datasets.table({0: 1, 1: 0, 2: 2}, 255)) != was
+    assert of(one, label_map={0: 1, 1: 0, 2: 2}) != was
     for name in ("images/scene 1.jpg", "masks/scene 1.png"):
         (two / name).rename(two / name.replace("1", "9"))
     assert of(two) != was

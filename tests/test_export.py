@@ -17,6 +17,7 @@ from deeplab_jax.data.pipeline import padded_size
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.predict import predict, probability_maps
 
+SIZES = ((97, 145), (60, 33))
 NAMES = ("background", "disk", "square", "star")
 
 
@@ -37,7 +38,7 @@ def exported(tmp_path_factory):
     module, variables = network()
     found = export.export(
         module, variables, folder, labels(NAMES), normalization="zero_mean", align_corners=True,
-        crop_size=(65, 129), probabilities=True, origin="a test",
+        crop_size=(65, 129), probabilities=True, origin="a test", sizes=SIZES,
     )  # fmt: skip
     return folder, module, variables, found
 
@@ -48,7 +49,7 @@ def test_the_program_is_checked_before_it_is_written(exported):
     assert found["agrees"]
     assert found["platforms"] == ["cpu", "cuda", "rocm", "tpu"]
     sizes = [(case["images"], *case["size"]) for case in found["cases"]]
-    assert sizes == [(1, 513, 513), (1, 375, 500), (1, 97, 145), (3, 97, 145)]
+    assert sizes == [(1, 97, 145), (1, 60, 33), (3, 60, 33)]
     assert all(case["classes"] > 1 for case in found["cases"])
     assert all(case["largest_gap"] <= found["near_tie"] for case in found["cases"])
 
@@ -89,7 +90,7 @@ def test_its_canvas_is_that_of_prediction(crop_size):
 
 def test_a_program_that_disagrees_is_told(exported):
     """A real disagreement: what is compared with it has other weights."""
-    folder, module, variables, _ = exported
+    folder, module, *_ = exported
     program = jax.export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
     _, others = network()
     others = jax.tree.map(lambda x: -x, others)
@@ -107,7 +108,7 @@ def test_a_program_that_disagrees_is_told(exported):
 
 @pytest.mark.parametrize("platforms", [(), ("cpu", "abacus")])
 def test_platforms_that_there_are_not(platforms, tmp_path):
-    with pytest.raises(ConfigError, match="abacus|takes"):
+    with pytest.raises(ConfigError, match="takes cpu"):
         export.export(
             *network(), tmp_path / "out", labels(NAMES), normalization="zero_mean",
             align_corners=True, platforms=platforms,

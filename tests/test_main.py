@@ -153,7 +153,8 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
         assert np.asarray(index).max() < 3
         assert index.getpalette()[:6] == labels.voc_palette()[:2].ravel().tolist()
     assert size(workdir / "predictions" / "overlays" / "scene 2.png") == (50, 40)
-    assert json.loads((workdir / "predictions" / "labels.json").read_text())[1]["id"] == 1
+    named = json.loads((workdir / "predictions" / "labels.json").read_text())["classes"]
+    assert [c["name"] for c in named] == ["class_0", "class_1", "class_2"]
 
     fine_tuned = main.run(
         small(data_folder, train__steps=1, init_from=str(workdir)), "train", tmp_path / "next"

@@ -44,20 +44,37 @@ def before_loading(config: Mapping[str, Any], workdir: Path) -> list[str]:
     return found
 
 
-def _untrained_taps(config: Mapping[str, Any]) -> str:
-    """Taps that lie in the padding of every crop act as initialised once whole images are larger
-    ([V3] Sec. 3.3 and Fig. 4 count the taps inside)."""
+def fitting_rates(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Atrous rates for the crop, where the model's reach past its features; else ().
+
+    Taps that lie in the padding of every crop act as initialised once whole images are larger
+    ([V3] Sec. 3.3 and Fig. 4 count the taps inside).
+    """
     model, size = config["model"], config["data"]["crop_size"]
     if model["context"] != "aspp" or model["name"] in ("fcn", "classifier"):
-        return ""
-    names = ("name", "output_stride", "atrous_rates", "fc_kernel_size")
-    rates = models.head_rates(*(model[name] for name in names))
-    features = [-(-n // model["output_stride"]) for n in size]
+        return ()
     evaluated = config["eval"]["crop_size"]
     larger = evaluated is None or any(e > c for e, c in zip(evaluated, size))
-    if not larger or max(rates, default=0) < max(features):
+    rates = _rates(model)
+    if not larger or max(rates, default=0) < max(_features(config)):
+        return ()
+    return tuple(max(1, round(rate * max(size) / PAPERS_CROP)) for rate in rates)
+
+
+def _rates(model: Mapping[str, Any]) -> tuple[int, ...]:
+    names = ("name", "output_stride", "atrous_rates", "fc_kernel_size")
+    return models.head_rates(*(model[name] for name in names))
+
+
+def _features(config: Mapping[str, Any]) -> list[int]:
+    return [-(-n // config["model"]["output_stride"]) for n in config["data"]["crop_size"]]
+
+
+def _untrained_taps(config: Mapping[str, Any]) -> str:
+    smaller = fitting_rates(config)
+    if not smaller:
         return ""
-    smaller = tuple(max(1, round(rate * max(size) / PAPERS_CROP)) for rate in rates)
+    rates, features, size = _rates(config["model"]), _features(config), config["data"]["crop_size"]
     return (
         f"atrous rates {rates} reach past the {features[0]}x{features[1]} features of "
         f"{size[0]}x{size[1]} crops: their outer taps are not trained and will disturb larger "

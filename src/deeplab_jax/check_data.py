@@ -1,16 +1,93 @@
-"""Looks at a whole dataset before any training: ids, sizes, files that cannot be used."""
+"""Looks at a whole dataset before any training: ids, sizes, files that cannot be used.
 
+For a user's own data it goes on to what training needs: a proposal of classes.json where masks have
+colours or ids that need names, class weights, and a configuration that runs as written.
+"""
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from deeplab_jax import pictures, runtime
-from deeplab_jax.data.labels import Labels
-from deeplab_jax.errors import DataError, first_few
+from deeplab_jax import advice, pictures, runtime
+from deeplab_jax import config as configuration
+from deeplab_jax.data import balance, files, folder, pipeline
+from deeplab_jax.data.labels import Labels, labels
+from deeplab_jax.errors import DataError, UnreadableError, first_few
+
+LARGEST_CROP = 513  # px, the papers'; larger images are cut
+TILES = 12
+COMMAND = ("python", "-m", "deeplab_jax.main")
 
 
-def check(source, split: str, labels: Labels, ignore_label: int, folder: Path) -> str:
-    """Reads every example of a split; writes a contact sheet; returns the report.
+class Found(NamedTuple):
+    """What `check` saw of a split.
+
+    Attributes:
+      report: for people.
+      counts: pixels of each class in every good example, [N, classes] int64.
+      sizes: {(height, width): examples}.
+    """
+
+    report: str
+    counts: np.ndarray
+    sizes: dict[tuple[int, int], int]
+
+
+def check_data(config, workdir: Path, spec: str | None) -> None:
+    """Checks the training and the evaluation split; says and writes what it found.
+
+    Args:
+      config: the whole configuration, its number of classes known.
+      workdir: reports go to its folder check_data.
+      spec: "FILE.py:preset" that `config` came from; None: no configuration is written.
+
+    Raises:
+      DataError: listing what is wrong in both splits, after the reports of what is right.
+    """
+    out, data = workdir / "check_data", config.data
+    strict = data.to_dict() | {"on_error": "error"}
+    names = pipeline.class_labels(data, config.model.num_classes)
+    found, sources, problems = {}, {}, []
+    for split in dict.fromkeys((data.train_split, config.eval.split)):
+        try:
+            sources[split] = pipeline.source(strict, split, config.model.num_classes)
+            skip = data.on_error == "skip"
+            found[split] = check(sources[split], split, names, data.ignore_label, out, skip)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        runtime.say(found[split].report)
+        runtime.say(f"contact sheet: {out / split}.png\n")
+    if len(sources) == 2 and (again := files.shared(*sources.values(), by_content=True)):
+        runtime.say(shared_warning(again, *sources))
+    if problems:
+        raise DataError("\n".join(problems))
+    train = found[data.train_split]
+    weights = {name: balance.class_weights(name, train.counts) for name in balance.CLASS_WEIGHTS}
+    for name, values in weights.items():
+        runtime.say(f"class weights, {name}: {_numbers(values)}")
+    runtime.write_whole(out / "class_weights.json", json.dumps(weights, indent=1) + "\n")
+    if spec is not None and data.name in pipeline.OWN:
+        _configure(config, spec, train, weights, workdir)
+
+
+def shared_warning(again: Sequence[Path], train: str, evaluation: str) -> str:
+    """The sentence for images that are in both splits."""
+    return (
+        f"warning: {len(again)} images of {train!r} are in {evaluation!r}, too; what is measured "
+        f"there flatters the model:\n{first_few(again)}"
+    )
+
+
+def check(
+    source, split: str, labels: Labels, ignore_label: int, folder: Path, skip: bool = False
+) -> Found:
+    """Reads every example of a split; writes a contact sheet.
 
     Args:
       source: random access; its errors are gathered, not raised.
@@ -18,47 +95,51 @@ def check(source, split: str, labels: Labels, ignore_label: int, folder: Path) -
       labels: names and colours.
       ignore_label: the id of void.
       folder: where SPLIT.png (up to 12 overlays) goes.
+      skip: files that cannot be read are listed only, as training will pass over them.
 
     Raises:
       DataError: listing the bad examples, after the report of the good ones was printed.
     """
     classes = len(labels.names)
-    pixels = np.zeros(max(classes, ignore_label) + 1, np.int64)
-    images_with = np.zeros_like(pixels)
-    sizes, bad, tiles = {}, [], []
-    shown = set(np.linspace(0, len(source) - 1, min(12, len(source))).astype(int).tolist())
+    counts, sizes, bad, unreadable, tiles = [], Counter(), [], [], []
+    shown = set(np.linspace(0, len(source) - 1, min(TILES, len(source))).astype(int).tolist())
     with runtime.Progress(len(source), f"check {split}") as progress:
         for i in range(len(source)):
             try:
                 example = source[i]
             except DataError as error:
-                bad.append(str(error))
+                passed_over = skip and isinstance(error, UnreadableError)
+                (unreadable if passed_over else bad).append(str(error))
                 continue
             finally:
                 progress.advance()
             label = example["label"]
-            counts = np.bincount(label.ravel(), minlength=len(pixels))
-            pixels += counts
-            images_with += counts > 0
-            sizes[label.shape] = sizes.get(label.shape, 0) + 1
+            of_image = np.bincount(label.ravel(), minlength=max(classes, ignore_label) + 1)
+            counts.append(of_image)
+            sizes[label.shape] += 1
             if i in shown:
                 shown_ids = np.where(label == ignore_label, 255, label)
                 drawn = pictures.overlay(example["image"][..., :3], shown_ids, labels.palette)
                 tiles.append(pictures.fit(drawn, 240))
 
-    report = _report(split, len(source), len(bad), pixels, images_with, sizes, labels, ignore_label)
+    pixels = np.array(counts, np.int64).reshape(len(counts), max(classes, ignore_label) + 1)
+    report = _report(split, len(source), len(bad + unreadable), pixels, sizes, labels, ignore_label)
+    if unreadable:
+        report += f"\n{len(unreadable)} will be passed over:\n{first_few(unreadable)}"
     if tiles:
         sheet = pictures.contact_sheet(tiles, split)
         runtime.write_whole(folder / f"{split}.png", pictures.png(sheet))
-    if bad:
+    if bad or not counts:
         runtime.say(report)
         raise DataError(
-            f"{len(bad)} of {len(source)} examples of {split!r} cannot be used:\n" + first_few(bad)
+            f"{len(bad + unreadable)} of {len(source)} examples of {split!r} cannot be used:\n"
+            + first_few(bad + unreadable)
         )
-    return report
+    return Found(report, pixels[:, :classes], dict(sizes))
 
 
-def _report(split, total, bad, pixels, images_with, sizes, labels, ignore_label) -> str:
+def _report(split, total, bad, counts, sizes, labels, ignore_label) -> str:
+    pixels, images_with = counts.sum(axis=0), (counts > 0).sum(axis=0)
     width = max(len("class"), *(len(name) for name in labels.names))
     labelled = max(pixels[: len(labels.names)].sum(), 1)
     lines = [
@@ -71,10 +152,141 @@ def _report(split, total, bad, pixels, images_with, sizes, labels, ignore_label)
     void = 100 * pixels[ignore_label] / max(pixels.sum(), 1)
     lines.append(f"{ignore_label:>4}  {'void':<{width}}  {void:>8.3f}  {images_with[ignore_label]}")
     if sizes:
-        common = sorted(sizes.items(), key=lambda item: -item[1])
-        shown = ", ".join(f"{w}x{h} ({count})" for (h, w), count in common[:5])
-        lines.append(f"sizes (width x height): {shown}" + (", ..." if len(common) > 5 else ""))
+        shown = ", ".join(f"{w}x{h} ({count})" for (h, w), count in sizes.most_common(5))
+        lines.append(f"sizes (width x height): {shown}" + (", ..." if len(sizes) > 5 else ""))
     absent = [n for i, n in enumerate(labels.names) if not images_with[i]]
     if absent:
         lines.append(f"never labelled: {', '.join(absent)}")
     return "\n".join(lines)
+
+
+# --- classes that no file names ------------------------------------------------------------------
+
+
+def count_classes(data: Mapping[str, Any], num_classes: int | None, workdir: Path) -> int:
+    """How many classes a user's folder without classes.json has, by its masks.
+
+    Raises:
+      DataError: if the masks have colours, or ids with gaps: what these are, only the user knows.
+        A proposal for classes.json has been said, and written to WORKDIR/check_data.
+    """
+    everything = folder.source(data["root"], "all", labels((), 256))
+    if num_classes is not None and not _in_colors(everything.masks):
+        return num_classes
+    found = propose(everything.masks, data["ignore_label"])
+    if found.label_map is None and not found.colors:
+        return len(found.names)
+    path = workdir / "check_data" / "classes.json"
+    runtime.write_whole(path, found.to_json())
+    runtime.say(f"{path}:\n{found.to_json()}")
+    what = "RGB colours" if found.colors else "ids with gaps between them"
+    hint = "" if found.colors else " (0 and 255, or the highest, may mean void: see data/labels.py)"
+    raise DataError(
+        f"{Path(data['root']) / 'masks'}: masks of {what}{hint}. Name the classes in the proposal "
+        f'above, move what is no class to "ignore", copy it to {Path(data["root"])}, run this again'
+    )
+
+
+def _in_colors(masks: Sequence[Path]) -> bool:
+    return any(files.read_mask(path, colors=True).ndim == 3 for path in masks[:1])
+
+
+def propose(masks: Sequence[Path], ignore_label: int) -> Labels:
+    """Labels for the colours in `masks`, the most frequent first, or else for the ids.
+
+    Masks that cannot be read are left out. A void is known by `ignore_label` alone, and taken for
+    a class where it is one of two ids: 0 and 255 are background and object, not one class.
+    """
+    colors, ids = Counter(), Counter()
+    with runtime.Progress(len(masks), "look at the masks") as progress:
+        for path in masks:
+            progress.advance()
+            try:
+                mask = files.read_mask(path, colors=True)
+            except DataError:
+                continue  # `check` names it, once the classes are known
+            colored = mask.ndim == 3
+            found = np.unique(files.packed_colors(mask) if colored else mask, return_counts=True)
+            (colors if colored else ids).update(dict(zip(*(x.tolist() for x in found))))
+    if colors:
+        rgb = [files.unpacked_color(color) for color, _ in colors.most_common(256)]
+        return labels([f"color_{i}" for i in range(len(rgb))], ignore_label=ignore_label).colored(
+            {color: i for i, color in enumerate(rgb)}
+        )
+    void = set() if ids.keys() == {0, ignore_label} else {ignore_label}
+    classes = sorted(ids.keys() - void)
+    found = labels([f"id_{i}" for i in classes], ignore_label=ignore_label)
+    contiguous = classes == list(range(len(classes)))
+    return found if contiguous else found.mapped({raw: i for i, raw in enumerate(classes)})
+
+
+# --- a configuration for the data ----------------------------------------------------------------
+
+
+def _configure(config, spec: str, train: Found, weights, workdir: Path) -> None:
+    """Writes check_data/config.py, and says the command that trains with it."""
+    file, _, preset = spec.partition(":")
+    spec = f"{Path(file).resolve()}" + (f":{preset}" if preset else "")
+    overrides = configuration.changes(spec, config) | fitting(config, train.sizes)
+    ready = configuration.load(spec, overrides)
+    rates = advice.fitting_rates(ready)
+    if rates:
+        ready.model.atrous_rates = rates
+    path = (workdir / "check_data" / "config.py").resolve()
+    command = shlex.join([*COMMAND, f"--config={path}", f"--workdir={workdir.resolve()}"])
+    changes = configuration.changes(spec, ready)
+    runtime.write_whole(path, _config_text(spec, changes, weights, command))
+    for warning in advice.before_training(configuration.load(str(path))):
+        runtime.say(warning)
+    runtime.say(f"a configuration for these data: {path}\nto train with it:\n\n  {command}\n")
+
+
+def fitting(config, sizes: Mapping[tuple[int, int], int]) -> dict[str, Any]:
+    """Keys that follow from the sizes of the training images, {(height, width): images}.
+
+    The crop covers the median image, up to the papers' 513 px; images of one size are evaluated
+    at that size, others each at its own. All are k times the output stride plus 1.
+    """
+    stride = config.model.output_stride
+
+    def covering(n: float) -> int:
+        return -(-(int(n) - 1) // stride) * stride + 1
+
+    every = np.repeat(list(sizes), list(sizes.values()), axis=0)
+    median = np.median(every, axis=0)
+    same = len(sizes) == 1
+    return {
+        "data.root": str(Path(config.data.root).expanduser().resolve()),
+        "data.crop_size": tuple(min(covering(n), LARGEST_CROP) for n in median),
+        "eval.crop_size": tuple(covering(n) for n in median) if same else None,
+    }
+
+
+def _config_text(spec: str, changes: Mapping[str, Any], weights, command: str) -> str:
+    lines = [f'            "{key}": {value!r},' for key, value in changes.items()]
+    lines += ["            # Rare classes weigh more with one of these:"]
+    lines += [
+        f'            # "loss.class_weights": "{name}",  # {_numbers(values)}'
+        for name, values in weights.items()
+    ]
+    body = "\n".join(lines)
+    return f'''"""Made for your data by --mode=check_data; change what you like. To train:
+
+    {command}
+"""
+
+from deeplab_jax import config
+
+
+def get_config(preset=""):
+    return config.load(
+        {spec!r},
+        {{
+{body}
+        }},
+    )
+'''
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)

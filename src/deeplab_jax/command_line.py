@@ -34,7 +34,7 @@ flags.DEFINE_bool("debug", False, "Show the stack trace of a user error.")
 
 def parse(argv: list[str]) -> flags.FlagValues:
     """absl's parsing, with its errors in our words."""
-    spec = _config_spec(argv)
+    spec = config_spec(argv)
     if spec is not None:
         path = spec.split(":")[0]
         if not Path(path).is_file():
@@ -62,7 +62,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     return FLAGS
 
 
-def _config_spec(argv) -> str | None:
+def config_spec(argv) -> str | None:
     """What follows --config, in either of absl's spellings."""
     for argument, following in zip(argv, [*argv[1:], None]):
         if argument in ("--config", "-config"):
@@ -80,7 +80,7 @@ def _flag_error(text: str) -> str:
 
 def _override_error(argv, error) -> str:
     """Finds the override that is not in the config and names the nearest key."""
-    config = configuration.load(_config_spec(argv))
+    config = configuration.load(config_spec(argv))
     known = configuration.flat(config)
     for argument in argv:
         if argument.startswith("--config."):

@@ -12,7 +12,7 @@ import ml_collections
 
 from deeplab_jax import crf, ops, optim
 from deeplab_jax.data.balance import CLASS_WEIGHTS
-from deeplab_jax.data.pipeline import CLASSIFICATION
+from deeplab_jax.data.pipeline import CLASSIFICATION, ON_ERROR
 from deeplab_jax.errors import ConfigError, did_you_mean
 from deeplab_jax.runtime import finite
 
@@ -74,6 +74,16 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ml_collection
     return config
 
 
+def changes(spec: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides that make `load(spec)` equal to `config`."""
+    plain, out = load(spec), {}
+    for key, value in flat(config).items():
+        if flat(plain)[key] != value:  # a linked key may have changed with an earlier one
+            plain.update_from_flattened_dict({key: value})
+            out[key] = value
+    return out
+
+
 def allow_siblings(path: str | Path) -> None:
     """Lets a config file import its neighbours (`import common`), wherever it is run from."""
     folder = str(Path(path).resolve().parent)
@@ -110,6 +120,8 @@ def check(config: Mapping[str, Any]) -> None:
     classes = values["model.num_classes"]
     classifier = values["model.name"] == "classifier"
     most, why = (2**16, "a classifier's are") if classifier else (256, "labels are bytes,")
+    if classes is None:
+        raise ConfigError("model.num_classes is not set: --config.model.num_classes=N")
     if not 1 <= classes <= most:
         raise ConfigError(f"model.num_classes={classes}: {why} 1 to {most} classes")
     sizes = ("data.crop_size", "eval.crop_size", "predict.crop_size")
@@ -166,6 +178,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError("predict.tile_size does not go with predict.resize")
     if values["eval.tile_size"] and values["model.heads"]:
         raise ConfigError("eval.tile_size: several heads are evaluated on whole images alone")
+    if values["data.on_error"] not in ON_ERROR:
+        raise ConfigError(f"data.on_error={values['data.on_error']}: takes {', '.join(ON_ERROR)}")
     _check_classifier(values, classifier)
     _check_label_map(values, classes)
     if values["model.channel_groups"] and values["train.freeze_backbone"]:

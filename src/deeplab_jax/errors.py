@@ -22,6 +22,10 @@ class DataError(UserError):
     exit_code = 3
 
 
+class UnreadableError(DataError):
+    """A file that is damaged, or not what its name says; `data.on_error=skip` passes over it."""
+
+
 class WeightsError(UserError):
     """A checkpoint or weight file that cannot be used."""
 

@@ -41,6 +41,7 @@ def export(
     probabilities: bool = False,
     platforms: Sequence[str] = PLATFORMS,
     origin: str = "",
+    sizes: Sequence[tuple[int, int]] = PARITY_SIZES,
 ) -> dict[str, Any]:
     """Writes model.stablehlo, labels.json, parity.json and README.md into `folder`.
 
@@ -63,6 +64,7 @@ def export(
       probabilities: give them, too; 4 bytes a pixel and class.
       platforms: those that the one file runs on.
       origin: where the weights came from, for README.md.
+      sizes: (height, width) of the images that it is checked with.
 
     Returns:
       The content of parity.json.
@@ -107,7 +109,7 @@ def export(
             )[:, : size[0], : size[1]]
         )
 
-    found = parity(loaded, live, crop_size, normalization, channels)
+    found = parity(loaded, live, crop_size, normalization, channels, sizes)
     found |= {
         "platforms": list(platforms),
         "checked_on": jax.default_backend(),

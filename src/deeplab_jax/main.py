@@ -27,6 +27,8 @@ from deeplab_jax import config as configuration
 from deeplab_jax import predict as prediction
 from deeplab_jax import train as training
 from deeplab_jax.data import balance, datasets, files, pipeline
+from deeplab_jax.data.labels import Labels
+from deeplab_jax.data.labels import read as read_labels
 from deeplab_jax.data.transforms import normalization
 from deeplab_jax.errors import (
     ConfigError,
@@ -38,6 +40,7 @@ from deeplab_jax.errors import (
 )
 from deeplab_jax.models.folding import fold_batch_norm
 
+LABELS = "labels.json"  # in a workdir: names, colours, raw ids; see data/labels.py
 LABEL_MAPS = ("predict", "check_data", "tune_crf")  # modes that a classifier has no use for
 
 
@@ -48,16 +51,19 @@ def run(
     input: str | None = None,
     output: Path | None = None,
     profile: bool = False,
+    spec: str | None = None,
 ):
     """Does one mode; what the command line and the tests call.
 
     Args:
-      config: see configs/common.py; None only to import, the file then says what it is.
+      config: see configs/common.py; None only to import, the file then says what it is. A number
+        of classes that is None becomes that of the user's own data.
       mode: one of `command_line.MODES`.
       workdir: for everything that is written.
       input: predict: file, folder or glob; import: weight file.
       output: predict, import: where to, if not workdir/predictions, workdir.
       profile: write a trace of the work to workdir/profile; of training a few steps.
+      spec: "FILE.py:preset" of `config`; check_data bases the configuration it writes on it.
 
     Returns:
       The figures of the evaluation (train, eval), or None.
@@ -71,6 +77,7 @@ def run(
             f"--mode={mode} is not one of {', '.join(modes)}" + did_you_mean(mode, modes)
         )
     if config is not None:
+        _set_classes(config, mode, workdir)
         configuration.check(config)
     for folder in (workdir, output):
         if folder is not None and folder.exists() and not folder.is_dir():
@@ -85,8 +92,23 @@ def run(
     with runtime.profile(traces):
         if mode == "predict":
             return _predict(config, workdir, input, output)
-        others = {"eval": _eval, "check_data": _check_data, "count": _count, "tune_crf": _tune_crf}
+        if mode == "check_data":
+            return checking.check_data(config, workdir, spec)
+        others = {"eval": _eval, "count": _count, "tune_crf": _tune_crf}
         return others[mode](config, workdir)
+
+
+def _set_classes(config, mode: str, workdir: Path) -> None:
+    """Fills in the number of classes, where it is left to a user's own data."""
+    data, classes = config.data, config.model.num_classes
+    if data.name not in pipeline.OWN or mode in ("import", "count"):
+        return
+    if mode == "check_data" and data.label_map is None and pipeline.named_labels(data) is None:
+        classes = checking.count_classes(data, classes, workdir)
+    elif classes is None:
+        kept = _kept_labels(config, workdir) if mode == "predict" else None
+        classes = len((kept or pipeline.class_labels(data, None)).names)
+    config.model.num_classes = classes
 
 
 def _train(config, workdir: Path, traces: Path | None):
@@ -111,6 +133,8 @@ def _train(config, workdir: Path, traces: Path | None):
     batches = pipeline.train_iterator(source, config.data, config.seed, config.train.batch_size)
 
     runtime.write_whole(workdir / "config.json", configuration.to_json(recipe))
+    if _scoring(config) is evaluate:  # so that the checkpoint means something without its data
+        runtime.write_whole(workdir / LABELS, labels.to_json())
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     runtime.say(
         f"{config.model.name} {config.model.backbone}: {parameters:,} parameters, "
@@ -122,6 +146,9 @@ def _train(config, workdir: Path, traces: Path | None):
             runtime.say(remark)
     for warning in advice.before_training(config):
         runtime.say(warning)
+    splits = config.data.train_split, config.eval.split
+    if splits[0] != splits[1] and (again := files.shared(source, val_source)):
+        runtime.say(checking.shared_warning(again, *splits))
 
     def evaluate_between(variables, step):
         scoring = _scoring(config)
@@ -215,24 +242,38 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     variables, _ = _trained(config, workdir, module, 3)
     # Not frozen: images differ in size, and constants would make every size compile for longer.
     variables = fold_batch_norm(eval_module, variables)
-    labels = pipeline.class_labels(config.data, config.model.num_classes)
+    labels = _kept_labels(config, workdir)
+    labels = labels or pipeline.class_labels(config.data, config.model.num_classes)
+    raw_ids = labels.first_raw_ids if config.predict.raw_ids else None
     runtime.write_whole(output / "legend.png", pictures.png(pictures.legend(labels)))
     options = dict(config.predict) | {"crf": dict(config.crf) if config.predict.crf else None}
-    classes = [
-        {"id": i, "name": name, "colour": labels.palette[i].tolist()}
-        for i, name in enumerate(labels.names)
-    ]
-    runtime.write_whole(output / "labels.json", json.dumps(classes, indent=1) + "\n")
+    options["raw_ids"] = None  # the overlay takes the classes' own
+    runtime.write_whole(output / LABELS, labels.to_json())
     with runtime.Progress(len(paths), "predict") as progress:
         for path, (index_file, overlay_file) in targets.items():
             image = files.read_image(path)
             pred = prediction.predict(eval_module, variables, image, **options)
-            index = pictures.indexed(pred, labels.palette)
+            index = pictures.indexed(pred, labels.palette) if raw_ids is None else raw_ids[pred]
             runtime.write_whole(index_file, pictures.png(index))
             drawn = pictures.overlay(image, pred, labels.palette)
             runtime.write_whole(overlay_file, pictures.png(drawn))
             progress.advance()
     runtime.say(f"{len(paths)} images segmented: {output}")
+
+
+def _kept_labels(config, workdir: Path) -> Labels | None:
+    """What training wrote beside the weights that `_trained` takes; None if it did not."""
+    trained = checkpoint.latest_step(workdir) is not None
+    path = (workdir if trained else Path(config.init_from).expanduser()) / LABELS
+    if not (trained or config.init_from) or not path.is_file():
+        return None
+    labels, classes = read_labels(path, config.data.ignore_label), config.model.num_classes
+    if classes not in (None, len(labels.names)):
+        raise ConfigError(
+            f"{path} names {len(labels.names)} classes, model.num_classes is {classes}: set "
+            f"--config.model.num_classes={len(labels.names)}"
+        )
+    return labels
 
 
 def _tune_crf(config, workdir: Path):
@@ -246,23 +287,6 @@ def _tune_crf(config, workdir: Path):
     found = " ".join(f"--config.crf.{axis}={best[axis]:g}" for axis in tune_crf.AXES)
     runtime.say(f"best: {tune_crf.shown(best)}\n{found}")
     return best
-
-
-def _check_data(config, workdir: Path):
-    labels = pipeline.class_labels(config.data, config.model.num_classes)
-    problems = []
-    for split in dict.fromkeys((config.data.train_split, config.eval.split)):
-        folder = workdir / "check_data"
-        try:
-            source = pipeline.source(config.data, split, config.model.num_classes)
-            report = checking.check(source, split, labels, config.data.ignore_label, folder)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        runtime.say(report)
-        runtime.say(f"contact sheet: {folder / split}.png\n")
-    if problems:
-        raise DataError("\n".join(problems))
 
 
 def _import(config, input: str | None, output: Path):
@@ -375,6 +399,7 @@ def main() -> int:
             flags.input,
             Path(flags.output).expanduser() if flags.output else None,
             flags.profile,
+            command_line.config_spec(argv),
         )
     except UserError as error:
         if "--debug" in argv:

@@ -193,6 +193,7 @@ def predict(
     tile_overlap: int = 128,
     resize: int | tuple[int, int] | None = None,
     crf: Mapping[str, Any] | None = None,
+    raw_ids: np.ndarray | None = None,
 ) -> np.ndarray:
     """Segments one image of any size.
 
@@ -212,29 +213,17 @@ def predict(
       resize: see the image at this size, (height, width), or with its longer side so long; its
         probabilities are resized back.
       crf: refine the answer, with these keywords of `crf.mean_field`; None or False: do not.
+      raw_ids: [classes], give these ids (`Labels.first_raw_ids`) instead of the classes' own; None
+        or False: do not.
 
     Returns:
-      Class ids [H, W] uint8 (int32 past 256 classes).
+      Class ids [H, W] uint8, or `raw_ids` in their dtype.
 
     Raises:
       ValueError: if `image` is not [H, W, C] uint8.
       ConfigError: for a CRF over tiles, or tiles that overlap by half or more.
     """
     _check(image)
-    if tile_size is not None and any(n > t for n, t in zip(image.shape[:2], tile_size)):
-        if crf or resize is not None:
-            raise ConfigError("tiles go neither with the CRF nor with resizing: tile_size=None")
-        see = functools.partial(
-            probabilities,
-            module,
-            variables,
-            normalization=normalization,
-            align_corners=align_corners,
-            eval_scales=eval_scales,
-            add_flipped_images=add_flipped_images,
-        )
-        bands = tiles.blended(image, see, tile_size, tile_overlap)
-        return np.concatenate([_ids(probs) for _, probs in bands])
     options = {
         "normalization": normalization,
         "align_corners": align_corners,
@@ -242,17 +231,29 @@ def predict(
         "add_flipped_images": add_flipped_images,
     }
     seen = image if resize is None else _resized(image, resize)
-    height, width, _ = seen.shape
-    padded = _padded(seen, crop_size, normalization)
-    if resize is None and not crf:
-        return np.asarray(
-            label_maps(module, variables, padded[None], **options)[0, :height, :width]
-        )
-    probs = probability_maps(module, variables, padded[None], **options)
-    if resize is not None:
-        probs = ops.resize_bilinear(probs[:, :height, :width], image.shape[:2], align_corners)
-        padded = image
-    return refine(padded, probs[0], image.shape[:2], crf) if crf else _ids(np.asarray(probs[0]))
+    size, seen_size = image.shape[:2], seen.shape[:2]
+    if tile_size is not None and any(n > t for n, t in zip(size, tile_size)):
+        if crf or resize is not None:
+            raise ConfigError("tiles go neither with the CRF nor with resizing: tile_size=None")
+        see = functools.partial(probabilities, module, variables, **options)
+        bands = tiles.blended(image, see, tile_size, tile_overlap)
+        labels = np.concatenate([probs.argmax(-1).astype(np.uint8) for _, probs in bands])
+    elif crf or resize is not None:
+        padded = _padded(seen, crop_size, normalization)
+        probs = probability_maps(module, variables, padded[None], **options)
+        if resize is not None:
+            probs = _cut(probs, seen_size)
+            padded, probs = image, ops.resize_bilinear(probs, size, align_corners)
+        labels = refine(padded, probs[0], size, crf) if crf else np.asarray(_argmax(probs[0]))
+    else:
+        padded = _padded(image, crop_size, normalization)
+        labels = np.asarray(_cut(label_maps(module, variables, padded[None], **options), size)[0])
+    return labels if raw_ids is None or raw_ids is False else raw_ids[labels]
+
+
+def _cut(maps, size: tuple[int, int]):
+    """[B, H, W, ...] → its upper left (height, width), without the padding."""
+    return maps[:, : size[0], : size[1]]
 
 
 def probabilities(
@@ -272,10 +273,6 @@ def probabilities(
     padded = _padded(image, crop_size, normalization)[None]
     maps = probability_maps(module, variables, padded, normalization=normalization, **options)
     return np.asarray(maps[0, : image.shape[0], : image.shape[1]])
-
-
-def _ids(probs: np.ndarray) -> np.ndarray:
-    return probs.argmax(-1).astype(np.uint8 if probs.shape[-1] <= 256 else np.int32)
 
 
 def _check(image: np.ndarray) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from deeplab_jax import checkpoint, config, export, importers, models, pictures
-from deeplab_jax.data import datasets, files
+from deeplab_jax.data import files, pipeline
 from deeplab_jax.data import labels as label_files
-from deeplab_jax.data.labels import Labels
+from deeplab_jax.data.labels import IGNORE_LABEL, Labels
 from deeplab_jax.errors import WeightsError
 from deeplab_jax.models.folding import fold_batch_norm
 from deeplab_jax.predict import predict
@@ -84,7 +84,7 @@ def _exported(folder: Path) -> Segmenter:
         found = call(image[None])
         return np.asarray(found["labels"] if isinstance(found, dict) else found)[0]
 
-    return Segmenter(answer, label_files.read(folder / export.LABELS))
+    return Segmenter(answer, label_files.read(folder / export.LABELS, IGNORE_LABEL))
 
 
 def _trained(workdir: Path, options) -> Segmenter:
@@ -101,8 +101,10 @@ def _trained(workdir: Path, options) -> Segmenter:
         "normalization": stored["data"]["normalization"],
         "align_corners": keywords["align_corners"],
     }
-    known = workdir / "labels.json"
-    labels = label_files.read(known) if known.is_file() else _usual(keywords["num_classes"])
+    known, ignore_label = workdir / export.LABELS, stored["data"].get("ignore_label", IGNORE_LABEL)
+    labels = _usual(keywords["num_classes"])
+    if known.is_file():
+        labels = label_files.read(known, ignore_label)
     return _live(module, variables, labels, conventions | _predicting(stored) | options)
 
 
@@ -134,9 +136,11 @@ def _predicting(stored) -> dict[str, Any]:
 
 
 def _usual(classes: int) -> Labels:
-    """Names for weights that have none: by their number those of PASCAL VOC or Cityscapes."""
+    """Names for weights that have none: by their number PASCAL VOC's or Cityscapes'."""
     name = {21: "voc", 19: "cityscapes"}.get(classes)
-    return label_files.labels((), classes) if name is None else datasets.labels_of(name)
+    if name is None:
+        return label_files.labels((), classes)
+    return pipeline.class_labels({"name": name, "root": "", "ignore_label": IGNORE_LABEL}, classes)
 
 
 def _dummy(keywords) -> np.ndarray:

@@ -149,10 +149,13 @@ def tune(
     examples = []
     with runtime.Progress(count, "probabilities") as progress:
         for i in np.linspace(0, len(source) - 1, count).astype(int).tolist():
-            image, truth = source[i]["image"], source[i]["label"]
+            example = source[i]
+            progress.advance()
+            if "replaced" in example:  # an unreadable image; its stand-in is there already
+                continue
+            image, truth = example["image"], example["label"]
             probs = probabilities(module, variables, image, **options)
             examples.append((image[..., :3], probs.astype(np.float16), truth))
-            progress.advance()
     labels = config["model"]["num_classes"], data["ignore_label"]
     counts = sum(metrics.confusion(truth, p.argmax(-1), *labels) for _, p, truth in examples)
     runtime.say(f"without the CRF  {_percent(_figures(counts, subset))}")

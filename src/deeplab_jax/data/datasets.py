@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deeplab_jax.data import files
-from deeplab_jax.data.labels import VOC_CLASSES, voc_palette
+from deeplab_jax.data.labels import VOC_CLASSES, table, voc_palette
 from deeplab_jax.errors import DataError, did_you_mean
 
 
@@ -81,19 +81,6 @@ def label_map_of(name: str, ignore_label: int) -> np.ndarray | None:
     if raw_ids is None:
         return None
     return table({raw: label for label, raw in enumerate(raw_ids)}, ignore_label, void=True)
-
-
-def table(label_map: Mapping[int, int], ignore_label: int, void: bool = False) -> np.ndarray:
-    """{raw id: id} as an int16 array by raw id, at least [256]; ids that it lacks are -1, or void.
-
-    Void stays void, unless the map has it.
-    """
-    size = max([255, ignore_label, *label_map]) + 1
-    out = np.full(size, ignore_label if void else -1, np.int16)
-    out[ignore_label] = ignore_label
-    for raw, label in label_map.items():
-        out[raw] = label
-    return out
 
 
 def remark(name: str, split: str, count: int) -> str:

@@ -1,18 +1,17 @@
-"""Images and masks on disk: reading them without guessing, and datasets made of folders of them."""
+"""Images and masks on disk: reading them without guessing, and pairs of them as a source."""
 
 import dataclasses
 import glob
 import hashlib
 import io
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from deeplab_jax.data.labels import IGNORE_LABEL
-from deeplab_jax.errors import DataError, did_you_mean, first_few
+from deeplab_jax.data.labels import IGNORE_LABEL, RGB
+from deeplab_jax.errors import DataError, UnreadableError, did_you_mean, first_few
 
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 MASK_FORMATS = ("PNG", "TIFF", "BMP")
@@ -20,6 +19,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 # Pillow widens grey of 2 and 4 bits to a byte; ids must come back as they were stored.
 NARROW_GREY = {"L;2": 85, "L;4": 17}
+COLORED = ("RGB", "RGBA")
+DEEP = ("RGB;16B", "RGBA;16B")  # 16 bits a channel, which Pillow cuts to 8
 
 
 def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
@@ -44,26 +45,35 @@ def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def read_mask(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
+def read_mask(path: str | Path, encoded: bytes | None = None, colors: bool = False) -> np.ndarray:
     """Reads a mask's ids as stored, [H, W] uint8 or int32: palette indices, grey or 16-bit values.
 
-    Nothing is converted: a palette read "as grey" gives ids that no one annotated. Arguments are
-    those of `read_image`.
+    Nothing is converted: a palette read "as grey" gives ids that no one annotated. It is turned
+    upright by its own EXIF orientation, as images are.
+
+    Args:
+      path, encoded: as of `read_image`.
+      colors: give a mask in RGB colours as [H, W, 3] uint8 instead of refusing it.
 
     Raises:
       DataError: as `read_image`; also for colour masks, whose colours need a colour map.
     """
     opened = _opened(path, MASK_FORMATS, "mask", encoded)
     with opened as mask:
+        ImageOps.exif_transpose(mask, in_place=True)
         if mask.mode == "1":
             return np.asarray(mask).astype(np.uint8)
         if mask.mode in ("P", "L"):
             return np.asarray(mask) // np.uint8(NARROW_GREY.get(opened.stored_mode, 1))
         if mask.mode.startswith("I"):  # "I;16", "I": 16 bits and more
             return np.asarray(mask).astype(np.int32)
+        if colors and mask.mode in COLORED and opened.stored_mode not in DEEP:
+            return np.asarray(mask.convert("RGB"))
         raise DataError(
-            f"{path}: a mask in {mask.mode} colours; masks hold one class id a pixel (8-bit grey, "
-            "16-bit grey or palette PNG). Write the ids instead of the colours"
+            f"{path}: a mask in {opened.stored_mode} colours; masks hold one class id a pixel "
+            "(8-bit grey, 16-bit grey or palette PNG). Write the ids; or say in a classes.json "
+            "beside images/ and masks/ which colour is what (--mode=check_data proposes one): "
+            '{"classes": [{"name": "road", "color": [128, 64, 128]}, ...]}'
         )
 
 
@@ -101,12 +111,12 @@ class _opened:
             ) from error
         except UnidentifiedImageError as error:
             size = self.path.stat().st_size if self.encoded is None else len(self.encoded)
-            raise DataError(
+            raise UnreadableError(
                 f"{self.path}: not a readable {self.what} ({', '.join(self.formats)} are read, "
                 f"the file has {size} bytes); replace or remove it"
             ) from error
         except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise DataError(
+            raise UnreadableError(
                 f"{self.path}: damaged or truncated {self.what} ({error}); replace or remove it"
             ) from error
         return self.image
@@ -125,6 +135,8 @@ class Pairs:
       ignore_label: the id that counts for nothing.
       label_map: [256], the id of each id that a mask has stored, -1 where there is none; None:
         they are the same.
+      colors: {RGB: label} of masks in colours; None: there are none.
+      others_void: colours that are not among these are void.
     """
 
     images: Sequence[Path]
@@ -132,6 +144,8 @@ class Pairs:
     num_classes: int
     ignore_label: int = IGNORE_LABEL
     label_map: np.ndarray | None = None
+    colors: Mapping[RGB, int] | None = None
+    others_void: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
@@ -149,7 +163,8 @@ class Pairs:
     def fingerprint(self) -> str:
         """Names and sizes of the files, and what ids become."""
         label_map = None if self.label_map is None else self.label_map.tolist()
-        return f"{named_sizes([*self.images, *self.masks])} {label_map}"
+        meaning = f"{label_map} {sorted(self.colors.items())}" if self.colors else f"{label_map}"
+        return f"{named_sizes([*self.images, *self.masks])} {meaning}"
 
     def label(self, index: int) -> np.ndarray:
         """The mask alone, [H, W] integer; checks its ids.
@@ -158,7 +173,11 @@ class Pairs:
           DataError: as above.
         """
         path = self.masks[index]
-        return labelled(read_mask(path), self.num_classes, self.ignore_label, self.label_map, path)
+        mask = read_mask(path, colors=bool(self.colors))
+        if mask.ndim == 3:
+            others = self.ignore_label if self.others_void else None
+            return of_colors(mask, self.colors, others, path)
+        return labelled(mask, self.num_classes, self.ignore_label, self.label_map, path)
 
 
 def check_sizes(image: np.ndarray, mask: np.ndarray, image_path, mask_path) -> None:
@@ -184,6 +203,42 @@ def labelled(
     return mask
 
 
+def of_colors(mask: np.ndarray, colors: Mapping[RGB, int], others: int | None, path) -> np.ndarray:
+    """The label map [H, W] uint8 of a mask [H, W, 3] uint8 in colours; others get `others`.
+
+    Raises:
+      DataError: for other colours if `others` is None, with how many pixels have them.
+    """
+    keys, packed = packed_colors(np.array(list(colors), np.uint8)), packed_colors(mask)
+    order = np.argsort(keys)
+    places = np.searchsorted(keys[order], packed).clip(max=len(keys) - 1)
+    unknown = keys[order][places] != packed
+    if others is None and unknown.any():
+        found, counts = np.unique(packed[unknown], return_counts=True)
+        shown = ", ".join(
+            f"{unpacked_color(found[i])} ({counts[i]} px)" for i in np.argsort(-counts)[:8]
+        )
+        raise DataError(
+            f"{path}: {len(found)} colours that classes.json does not name: {shown}"
+            + (", ..." if len(found) > 8 else "")
+            + "; add them there. Many colours of few pixels come from JPEG compression or smoothed "
+            "(anti-aliased) edges: export the mask again without"
+        )
+    labels = np.array(list(colors.values()), np.uint8)[order][places]
+    return labels if others is None else np.where(unknown, np.uint8(others), labels)
+
+
+def packed_colors(colors: np.ndarray) -> np.ndarray:
+    """RGB [..., 3] uint8 as one number each, [...] int32."""
+    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def unpacked_color(color: int) -> RGB:
+    """The (red, green, blue) of a packed colour."""
+    return int(color) >> 16, int(color) >> 8 & 255, int(color) & 255
+
+
 def fingerprint(source) -> str:
     """16 hexadecimal digits that differ where a source's examples, or their order, do.
 
@@ -195,6 +250,27 @@ def fingerprint(source) -> str:
     else:
         told = repr(source) if dataclasses.is_dataclass(source) else str(len(source))
     return hashlib.sha256(f"{type(source).__name__} {told}".encode()).hexdigest()[:16]
+
+
+def shared(one, other, by_content: bool = False) -> list[Path]:
+    """The image files of one source that are in another, too; of sources without files none.
+
+    Args:
+      by_content: also files elsewhere with the same bytes in them.
+    """
+    images, others = getattr(one, "images", ()), getattr(other, "images", ())
+    there = {path.resolve() for path in others}
+    if not by_content:
+        return [path for path in images if path.resolve() in there]
+    sizes = {path.stat().st_size for path in others}
+    alike = [path for path in images if path.stat().st_size in sizes]
+    wanted = {path.stat().st_size for path in alike}
+    contents = {_digest(path) for path in others if path.stat().st_size in wanted}
+    return [path for path in alike if _digest(path) in contents]
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def named_sizes(paths: Sequence[Path]) -> list[tuple[str, int]]:
@@ -212,8 +288,8 @@ def mapped(mask: np.ndarray, label_map: np.ndarray, path) -> np.ndarray:
     labels = np.where(inside, label_map[np.where(inside, mask, 0)], -1)
     if (labels < 0).any():
         raise DataError(
-            f"{path}: ids {_ids(np.unique(mask[labels < 0]))} are not in data.label_map; add them "
-            "(to data.ignore_label if they are void)"
+            f"{path}: ids {_ids(np.unique(mask[labels < 0]))} are not in data.label_map, nor in "
+            'classes.json; add them (to data.ignore_label, or "ignore", if they are void)'
         )
     return labels.astype(np.uint8)
 
@@ -253,64 +329,6 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
 
 
-# --- layouts ---------------------------------------------------------------------------------
-
-
-def folder(
-    root: str | Path,
-    split: str,
-    num_classes: int,
-    ignore_label: int,
-    label_map: np.ndarray | None = None,
-) -> Pairs:
-    """A user's own folder: images/ and masks/ with the same stems, and optional split lists.
-
-    `train.txt` and `val.txt` (in the root or in `lists/`) name the stems of each split. Without
-    them a tenth of the images, chosen by their names, is "val" and the rest "train"; "all" is
-    both.
-    """
-    root = _existing(root)
-    images = _by_stem(root / "images", IMAGE_SUFFIXES)
-    masks = _by_stem(root / "masks", MASK_SUFFIXES)
-    lists = root / "lists" if (root / "lists").is_dir() else root
-    listed = None  # the names a list gives; files outside it do not matter
-    if split != "all" and any(
-        (lists / f"{name}.txt").is_file() for name in ("train", "val", split)
-    ):
-        listed = read_list(lists, split)
-        images, masks = ({s: x[s] for s in listed if s in x} for x in (images, masks))
-    unmatched = sorted(images.keys() ^ masks.keys())
-    if unmatched:
-        raise DataError(
-            f"{len(unmatched)} files in {root} have no partner of the same name:\n"
-            + first_few(
-                f"{images[stem]}: no mask" if stem in images else f"{masks[stem]}: no image"
-                for stem in unmatched
-            )
-        )
-    if not images and listed is None:
-        raise DataError(
-            f"{root / 'images'}: no images ({', '.join(IMAGE_SUFFIXES)}) with masks of the same "
-            f"name in {root / 'masks'}"
-        )
-    if listed is not None:
-        names = listed
-    elif split == "all":
-        names = sorted(images)
-    else:
-        names = _tenth(sorted(images), split, root)
-    missing = [f"{name} (in {lists / split}.txt)" for name in names if name not in images]
-    if missing:
-        raise DataError(f"{len(missing)} listed images do not exist:\n{first_few(missing)}")
-    return Pairs(
-        [images[name] for name in names],
-        [masks[name] for name in names],
-        num_classes,
-        ignore_label,
-        label_map,
-    )
-
-
 def find_images(path: str | Path) -> list[Path]:
     """The images that a file, a folder (not its subfolders) or a glob stands for, sorted.
 
@@ -331,27 +349,6 @@ def find_images(path: str | Path) -> list[Path]:
             "or a quoted glob"
         )
     return sorted(found)
-
-
-def _existing(root: str | Path) -> Path:
-    if not str(root):
-        raise DataError("this dataset needs a folder: --config.data.root=DIR")
-    if not Path(root).is_dir():
-        raise DataError(f"{root}: no such folder (data.root)")
-    return Path(root)
-
-
-def _by_stem(directory: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    if not directory.is_dir():
-        raise DataError(f"{directory}: no such folder; data.root needs images/ and masks/")
-    found = {}
-    for path in sorted(directory.iterdir()):
-        if path.suffix.lower() not in suffixes:
-            continue
-        if path.stem in found:
-            raise DataError(f"{path} and {found[path.stem].name} have the same name; keep one")
-        found[path.stem] = path
-    return found
 
 
 def read_list(lists: Path, split: str) -> list[str]:
@@ -379,21 +376,10 @@ def read_list(lists: Path, split: str) -> list[str]:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that hold something, stripped; a byte-order mark is no text."""
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")  # \r\n, too; names may hold other breaks
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a UTF-8 text file ({error}); save it as UTF-8") from error
     return [line.strip() for line in lines if line.strip()]
-
-
-def _tenth(names: list[str], split: str, root: Path) -> list[str]:
-    if split not in ("train", "val"):
-        raise DataError(f"{root}: split {split!r} needs a list {split}.txt")
-    by_hash = sorted(names, key=lambda name: zlib.crc32(name.encode()))
-    val = set(by_hash[: max(1, len(names) // 10)])
-    chosen = [name for name in names if (name in val) == (split == "val")]
-    if not chosen:
-        raise DataError(f"{root}: a single image cannot be split; add more, or write train.txt")
-    return chosen
 
 
 def paired(

@@ -1,13 +1,12 @@
 """From a source to batches, with grain: same order and augmentation for the same seed, anywhere."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 
-from deeplab_jax.data import datasets, files, shapes
+from deeplab_jax.data import coco_json, datasets, files, folder, shapes
 from deeplab_jax.data.classification import (
     CentralCrops,
     ImageFolder,
@@ -15,12 +14,15 @@ from deeplab_jax.data.classification import (
     class_folders,
 )
 from deeplab_jax.data.labels import SYNTHETIC_CLASSES, Labels, labels
+from deeplab_jax.data.skipping import Skipping
 from deeplab_jax.data.synthetic import Synthetic
 from deeplab_jax.data.transforms import Augment, normalization, pad_to
 from deeplab_jax.errors import ConfigError, did_you_mean
 
 CLASSIFICATION = ("shapes", "image_folder", "imagenet")  # a class an image
-DATASETS = ("synthetic", "folder", *datasets.DATASETS, *CLASSIFICATION)
+OWN = ("folder", "coco_json")  # label maps of a user's own
+DATASETS = ("synthetic", *OWN, *datasets.DATASETS, *CLASSIFICATION)
+ON_ERROR = ("error", "skip")
 
 
 def source(data: Mapping[str, Any], split: str, num_classes: int):
@@ -42,6 +44,11 @@ def source(data: Mapping[str, Any], split: str, num_classes: int):
         if name == "shapes":
             _check_classes(shapes.CLASSES, num_classes, "the embedded shapes")
         return _Cached(made) if data["cache"] else made
+    found = _of_files(data, name, split, num_classes)
+    return Skipping(found) if data["on_error"] == "skip" else found
+
+
+def _of_files(data: Mapping[str, Any], name: str, split: str, num_classes: int):
     if name == "imagenet":
         from deeplab_jax.data.imagenet import ImageNet  # TFDS takes a second to import
 
@@ -52,18 +59,15 @@ def source(data: Mapping[str, Any], split: str, num_classes: int):
         images = ImageFolder(data["root"], split)
         _check_classes(images.names, num_classes, images.root / "train")
         return images
-    ignore_label = data["ignore_label"]
-    if name in datasets.DATASETS:
-        read = datasets.source
-        if data["records"]:
-            from deeplab_jax.data import records  # TFDS takes a second to import
+    if name in OWN:
+        read = {"folder": folder.source, "coco_json": coco_json.source}[name]
+        return read(data["root"], split, class_labels(data, num_classes))
+    read = datasets.source
+    if data["records"]:
+        from deeplab_jax.data import records  # TFDS takes a second to import
 
-            read = records.source
-        return read(name, data["root"], split, num_classes, ignore_label)
-    label_map = data["label_map"]
-    if label_map is not None:
-        label_map = datasets.table(label_map, ignore_label)
-    return files.folder(data["root"], split, num_classes, ignore_label, label_map)
+        read = records.source
+    return read(name, data["root"], split, num_classes, data["ignore_label"])
 
 
 def _check_classes(names, num_classes: int, where) -> None:
@@ -73,12 +77,24 @@ def _check_classes(names, num_classes: int, where) -> None:
         )
 
 
-def class_labels(data: Mapping[str, Any], num_classes: int) -> Labels:
-    """Names and colours of the dataset's classes; a folder may name its own in classes.txt."""
-    name = _known(data["name"])
+def class_labels(data: Mapping[str, Any], num_classes: int | None) -> Labels:
+    """Names and colours of the dataset's classes, and what its masks have stored for them.
+
+    Raises:
+      ConfigError: for another number of classes than a user's own data have.
+      DataError: for files of names that cannot be read.
+    """
+    name, ignore_label = _known(data["name"]), data["ignore_label"]
+    if name in OWN:
+        return _own_labels(data, num_classes)
     if name in datasets.DATASETS:
         names = datasets.names_of(name, data["root"])
-        return labels(names, num_classes, datasets.palette_of(name))
+        found = labels(names, num_classes, datasets.palette_of(name), ignore_label)
+        raw = datasets.label_map_of(name, ignore_label)
+        if raw is None:
+            return found
+        classes = {i: int(to) for i, to in enumerate(raw) if 0 <= to < len(found.names)}
+        return found.mapped(classes, others_void=True)
     names = {"synthetic": SYNTHETIC_CLASSES, "shapes": shapes.CLASSES}.get(name, ())
     if name == "image_folder":
         names = class_folders(data["root"])
@@ -86,15 +102,42 @@ def class_labels(data: Mapping[str, Any], num_classes: int) -> Labels:
         from deeplab_jax.data import imagenet
 
         names = imagenet.read_names(data["root"])
-    path = Path(data["root"]) / "classes.txt"
-    if data["name"] == "folder" and path.is_file():
-        names = files.read_lines(path)
-        if len(names) != num_classes or len(set(names)) < len(names):
-            raise ConfigError(
-                f"{path} names {len(names)} classes ({len(set(names))} different), "
-                f"model.num_classes is {num_classes}: set --config.model.num_classes={len(names)}"
-            )
-    return labels(names, num_classes)
+    return labels(names, num_classes, ignore_label=ignore_label)
+
+
+def named_labels(data: Mapping[str, Any]) -> Labels | None:
+    """What a user's own data themselves say of their classes; None if they do not.
+
+    Raises:
+      DataError: as `class_labels`.
+    """
+    if data["name"] == "coco_json":
+        names = coco_json.names_of(data["root"], data["train_split"])
+        return labels(names, ignore_label=data["ignore_label"])
+    return folder.read_labels(data["root"], data["ignore_label"])
+
+
+def _own_labels(data: Mapping[str, Any], num_classes: int | None) -> Labels:
+    found, root = named_labels(data), data["root"]
+    if found is None and num_classes is None:
+        raise ConfigError(
+            f"model.num_classes is not set, and {root} has no classes.json: --mode=check_data "
+            "looks at the masks and proposes one, or set --config.model.num_classes=N"
+        )
+    if found is None:
+        found = labels((), num_classes, ignore_label=data["ignore_label"])
+    elif num_classes not in (None, len(found.names)):
+        raise ConfigError(
+            f"{root} names {len(found.names)} classes, model.num_classes is {num_classes}: set "
+            f"--config.model.num_classes={len(found.names)}"
+        )
+    if data["label_map"] is None:
+        return found
+    if found.label_map is not None:
+        raise ConfigError(
+            f"data.label_map and {root}/classes.json both say what the masks' ids mean; keep one"
+        )
+    return found.mapped(data["label_map"])
 
 
 def _known(name: str) -> str:
@@ -177,6 +220,8 @@ def eval_batches(source, crop_size, pad_value, batch_size: int):
     for example in dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     ):
+        if "replaced" in example:  # what stands in for an unreadable image is scored once
+            continue
         size = padded_size(example["image"].shape[:2], crop_size)
         group = waiting.setdefault(size, [])
         group.append(example)

@@ -1,0 +1,70 @@
+"""Files that cannot be read, passed over and counted (`data.on_error=skip`)."""
+
+import dataclasses
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from deeplab_jax.data import files
+from deeplab_jax.errors import DataError, UnreadableError, first_few
+
+TOLD = 10  # one by one; the rest is only counted
+SHARE = 0.1  # of a split; more is no accident
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipping:
+    """A source whose unreadable examples are replaced, each by the next that can be read.
+
+    Which one that is depends on the files alone, so a stream goes on as it was wherever it is
+    resumed. A replacement has a key "replaced", by which evaluation leaves it out.
+
+    Attributes:
+      source: random access; only its `UnreadableError`s are passed over.
+      unreadable: {index: what was wrong}, of those met so far.
+    """
+
+    source: Any
+    unreadable: dict[int, str] = dataclasses.field(default_factory=dict, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict:
+        """The example, or its replacement.
+
+        Raises:
+          DataError: as `source`; also if more than a tenth of it cannot be read.
+        """
+        found, example = self._first(int(index), self.source.__getitem__)
+        return example if found == index else example | {"replaced": True}
+
+    def label(self, index: int):
+        """The label map alone, of the example or its replacement; errors as above."""
+        whole = getattr(self.source, "label", None) or (lambda i: self.source[i]["label"])
+        return self._first(int(index), whole)[1]
+
+    def _first(self, index: int, read):
+        for i in (*range(index, len(self)), *range(index)):
+            if i not in self.unreadable:
+                try:
+                    return i, read(i)
+                except UnreadableError as error:
+                    self._note(i, str(error))
+        raise DataError(f"no example can be read:\n{first_few(self.unreadable.values())}")
+
+    def _note(self, index: int, problem: str) -> None:
+        self.unreadable[index] = problem
+        count, most = len(self.unreadable), max(TOLD, int(SHARE * len(self)))
+        if count > most:
+            raise DataError(
+                f"{count} of {len(self)} examples cannot be read, too many to pass over:\n"
+                + first_few(self.unreadable.values())
+            )
+        if count <= TOLD:
+            tqdm.write(f"skipped: {problem}", file=sys.stderr)
+
+    def fingerprint(self) -> str:
+        """The source's own, and that files are passed over."""
+        return f"skipping {files.fingerprint(self.source)}"
