@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,8 @@ def contest(
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # contenders share the card's memory
     for contender in contenders:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, contender), daemon=True)
+        # Not daemons, which may have no children: loaders of data do. They end with their pipe.
+        process = context.Process(target=_work, args=(theirs, contender))
         process.start()
         theirs.close()
         print(f"  {contender.name}: ", end="", flush=True)
@@ -109,7 +111,7 @@ def _work(pipe, contender: Contender) -> None:
         pipe.send({"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"})
         return
     pipe.send({"setup_s": setup, "first_call_s": first} | facts)
-    while (turn := pipe.recv()) is not None:
+    while (turn := _turn(pipe)) is not None:
         seconds, at_least = turn
         call()  # wakes threads, fills caches
         times = []
@@ -119,6 +121,14 @@ def _work(pipe, contender: Contender) -> None:
             times.append(time.perf_counter() - start)
         pipe.send({"times": times})
     pipe.send({"peak_memory_mb": _peak_memory()})
+
+
+def _turn(pipe):
+    """What to do next; None, to end, also when the contest is gone."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
 
 
 def _peak_memory() -> float:
@@ -141,8 +151,8 @@ def machine() -> dict[str, Any]:
 
 def apart(function: Callable, *args):
     """function(*args) in a process of its own, which takes no GPU memory from the contenders."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def _machine() -> dict[str, Any]:

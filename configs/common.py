@@ -61,16 +61,21 @@ def base() -> ConfigDict:
     model.dtype = "float32"  # "bfloat16": mixed precision
 
     data = config.data = ConfigDict()
-    # synthetic, folder, coco_json, voc, camvid, cityscapes, ade20k; a classifier's are shapes,
+    # synthetic, folder, coco_json, or one of DATASETS below; a classifier's are shapes,
     # image_folder, imagenet
     data.name = "synthetic"
     data.root = ""
+    data.channels = "rgb"  # of nyudv2 also rgb_depth, rgb_hha, hha
     data.records = False  # read a published dataset from large files in root, made the first time
     # Of a folder: {id in its masks: id}, all there are; None: its classes.json's, or the same.
     data.label_map = FieldReference(None, field_type=object)
     data.train_split = "train"
     data.normalization = "zero_mean"  # see data/transforms.py; "imagenet": PyTorch's weights
     data.crop_size = (513, 513)
+    # px; training images are first brought to about one size, as the official code can.
+    data.min_resize_value = placeholder(int)  # of the shorter side
+    data.max_resize_value = placeholder(int)  # of the longer side
+    data.resize_factor = placeholder(int)  # both sides become a multiple of it plus 1
     data.min_scale_factor = 0.5
     data.max_scale_factor = 2.0
     data.scale_factor_step_size = 0.25
@@ -82,7 +87,10 @@ def base() -> ConfigDict:
     data.bootstrap_classes = ()  # [V3] Sec. 4.1: images with any of these class ids appear
     data.bootstrap_copies = 2  # so many times in an epoch
     data.on_error = "error"  # "skip": pass over files that cannot be read, and count them
-    data.num_threads = 4
+    data.num_threads = 4  # that make batches ahead of need
+    data.num_workers = 0  # processes that do so instead: see benchmarks/NOTES.md
+    # "device": the host only decodes and cuts out, for GPU hosts with few cores.
+    data.augment_on = "host"
     data.allow_change = False  # resume although the training data are not those of before
     data.cache = False  # keep decoded synthetic scenes in memory
     data.synthetic = ConfigDict({"seed": 0, "version": 1, "depth": False, "geometry": False})
@@ -226,6 +234,59 @@ def ade20k(config: ConfigDict) -> None:
     config.train.steps = 150_000
 
 
+def pascal_context(config: ConfigDict) -> None:
+    """PASCAL-Context, 59 classes and background; crop and steps as for VOC ([V2] Sec. 4.2)."""
+    config.data.name = "pascal_context"
+    config.model.num_classes = 60
+
+
+def pascal_context_59(config: ConfigDict) -> None:
+    """PASCAL-Context without background, which is void ([FCN])."""
+    config.data.name = "pascal_context_59"
+    config.model.num_classes = 59
+
+
+def person_part(config: ConfigDict) -> None:
+    """PASCAL-Person-Part, six parts and background; crop and steps as for VOC ([V2] Sec. 4.3)."""
+    config.data.name = "person_part"
+    config.model.num_classes = 7
+
+
+def coco(config: ConfigDict) -> None:
+    """VOC's classes in MS COCO, for VOC to start from; no paper says how long: as for VOC."""
+    config.data.name = "coco"
+    config.eval.crop_size = (641, 641)
+    config.model.num_classes = 21
+
+
+def coco_stuff(config: ConfigDict) -> None:
+    """COCO-Stuff, things and stuff; steps of its authors' DeepLab (arXiv 1612.03716)."""
+    config.data.name = "coco_stuff"
+    config.eval.crop_size = (641, 641)
+    config.model.num_classes = 171
+    config.train.steps = 100_000
+
+
+def nyudv2(config: ConfigDict) -> None:
+    """NYUDv2, 40 classes: whole images, 5000 batches of 20 as the released FCN's 100000 images."""
+    config.data.name = "nyudv2"
+    config.data.crop_size = config.eval.crop_size = (481, 641)
+    config.eval.split = "test"
+    config.model.num_classes = 40
+    config.train.steps = 5000
+    config.train.eval_every = 1000
+
+
+def sift_flow(config: ConfigDict) -> None:
+    """SIFT Flow: whole images, as many as the released FCN's; model.heads adds its geometry."""
+    config.data.name = "sift_flow"
+    config.data.crop_size = config.eval.crop_size = (257, 257)
+    config.eval.split = "test"
+    config.model.num_classes = 33
+    config.train.steps = 5000
+    config.train.eval_every = 1000
+
+
 def folder(config: ConfigDict) -> None:
     """A user's own images/ and masks/: set data.root; --mode=check_data finds the rest."""
     config.data.name = "folder"
@@ -247,9 +308,16 @@ DATASETS = {
     "folder": folder,
     "coco_json": coco_json,
     "voc": voc,
+    "pascal_context": pascal_context,
+    "pascal_context_59": pascal_context_59,
+    "person_part": person_part,
     "camvid": camvid,
     "cityscapes": cityscapes,
     "ade20k": ade20k,
+    "sift_flow": sift_flow,
+    "coco": coco,
+    "coco_stuff": coco_stuff,
+    "nyudv2": nyudv2,
 }
 
 

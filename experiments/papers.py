@@ -15,16 +15,8 @@ from typing import NamedTuple
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- papers.py: begin -->\n", "<!-- papers.py: end -->\n"
 
-COCO, SERVER = "MS COCO", "test server"
+COCO, SERVER = "a run on `coco` first", "test server"
 JFT = "JFT-300M (not public)"
-# What a dataset that cannot be read yet needs: (name, classes).
-WAITING = {
-    "nyudv2": ("NYUDv2", 40),
-    "sift_flow": ("SIFT Flow", 33),
-    "pascal_context_59": ("PASCAL-Context, 59 classes", 59),
-    "pascal_context": ("PASCAL-Context", 60),
-    "person_part": ("PASCAL-Person-Part", 7),
-}
 
 
 class Row(NamedTuple):
@@ -46,9 +38,6 @@ class Row(NamedTuple):
     overrides: Mapping[str, object] = MappingProxyType({})
     dataset: str = "voc"
     needs: tuple[str, ...] = ()
-
-    def all_needs(self) -> tuple[str, ...]:
-        return (WAITING[self.dataset][0], *self.needs) if self.dataset in WAITING else self.needs
 
     def arguments(self) -> str:
         words = [f"--config=configs/{self.config},{self.dataset}"]
@@ -75,7 +64,7 @@ B30, B10 = {"train.batch_size": 30}, {"train.batch_size": 10}
 STEP = {"optim.schedule": "step"}
 
 FCN_32S, FCN_16S, FCN_8S = (f"fcn.py:vgg16_{stride}s" for stride in (32, 16, 8))
-LATE = {"model.channel_groups": (3, 3)}
+LATE = {"data.channels": "rgb_hha", "model.channel_groups": (3, 3)}
 FCN_ROWS = [
     *_rows(
         "[FCN] Table 1, VOC 2011 val",
@@ -93,15 +82,15 @@ FCN_ROWS = [
     *_rows(
         "[FCN] Table 4, NYUDv2",
         ("FCN-32s RGB", 29.2, FCN_32S, {}),
-        ("FCN-32s RGBD, images of 4 channels", 30.5, FCN_32S, {}),
-        ("FCN-32s HHA, images of HHA", 24.2, FCN_32S, {}),
+        ("FCN-32s RGBD", 30.5, FCN_32S, {"data.channels": "rgb_depth"}),
+        ("FCN-32s HHA", 24.2, FCN_32S, {"data.channels": "hha"}),
         ("FCN-32s RGB-HHA", 32.8, FCN_32S, LATE),
         ("FCN-16s RGB-HHA", 34.0, FCN_16S, LATE),
         dataset="nyudv2",
     ),
     *_rows(
         "[FCN] Table 5, SIFT Flow",
-        ("FCN-16s, semantic and geometric", 39.5, FCN_16S, {"model.heads": {"geometric": 3}}),
+        ("FCN-16s, semantic and geometric", 39.5, FCN_16S, {"model.heads": {"geometry": 3}}),
         dataset="sift_flow",
     ),
     *_rows(
@@ -386,7 +375,7 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     for row in ROWS:
-        needs = ", ".join(row.all_needs())
+        needs = ", ".join(row.needs)
         label = row.label.replace("|", "/")
         lines.append(f"| {row.table} | {label} | {row.published} | `{row.arguments()}` | {needs} |")
     return "\n".join(lines) + "\n"

@@ -12,11 +12,11 @@ import deeplab_jax
 PACKAGE = Path(deeplab_jax.__file__).parent
 # A module may import those of lower floors (and of its own folder).
 FLOORS = [
-    {"errors"},
+    {"errors", "output"},
     {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf", "tiles"},
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers", "report"},
-    {"advice", "predict", "command_line"},
+    {"advice", "classes", "predict", "command_line"},
     {"check_data", "classify", "evaluate", "train", "convert", "tune_crf", "export"},
     {"score", "segmenter"},
     {"main"},

@@ -1,11 +1,13 @@
 """The published datasets in miniature, in their official layouts: ids, splits, names, voids."""
 
 import json
+import pickle
 
+import miniatures
 import numpy as np
 import pytest
 from conftest import ROOT, SHARED, pairs, write_folder
-from PIL import Image
+from miniatures import ids_of, mask, picture, same
 
 from deeplab_jax import config as configuration
 from deeplab_jax import main
@@ -15,29 +17,8 @@ from deeplab_jax.data.synthetic import Synthetic
 from deeplab_jax.errors import ConfigError, DataError
 
 
-def picture(path, size=(4, 6)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size[::-1], (10, 20, 30)).save(path)
-
-
-def mask(path, ids, size=(4, 6)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.resize(np.array(ids, np.uint8), size)).save(path)
-
-
-def ids_of(source, index=0):
-    return set(np.unique(source[index]["label"]).tolist())
-
-
-def write_camvid(root):
-    for split, count in (("train", 3), ("val", 2), ("test", 1)):
-        for i in range(count):
-            picture(root / split / f"{split}_{i}.png")
-            mask(root / f"{split}annot" / f"{split}_{i}.png", range(12))
-
-
 def test_camvid(tmp_path):
-    write_camvid(tmp_path)
+    miniatures.camvid(tmp_path)
     source = datasets.source("camvid", tmp_path, "trainval", 11, 255)
     names = ["train_0", "train_1", "train_2", "val_0", "val_1"]
     assert [source[i]["name"] for i in range(len(source))] == names
@@ -47,20 +28,10 @@ def test_camvid(tmp_path):
     assert datasets.remark("camvid", "train", 367) == ""
 
 
-def same(source, other):
-    assert len(source) == len(other)
-    for i in range(len(source)):
-        one, two = source[i], other[i]
-        assert one["name"] == two["name"]
-        np.testing.assert_array_equal(one["image"], two["image"])
-        np.testing.assert_array_equal(one["label"], two["label"])
-        np.testing.assert_array_equal(other.label(i), two["label"])
-
-
 def test_records_hold_what_the_files_hold(tmp_path):
     from deeplab_jax.data import records
 
-    write_camvid(tmp_path)
+    miniatures.camvid(tmp_path)
     config = configuration.load(f"{ROOT}/configs/v3plus.py:camvid", {"data.records": True})
     config.data.root = str(tmp_path)
     plain = datasets.source("camvid", tmp_path, "trainval", 11, 255)
@@ -96,30 +67,18 @@ def test_records_of_other_sizes_are_told_as_files_are(tmp_path):
 def test_records_of_train_ids_are_not_mapped_again(tmp_path):
     from deeplab_jax.data import records
 
-    write_cityscapes(tmp_path, "labelTrainIds", [255, 7, 18])
+    miniatures.cityscapes(tmp_path, "labelTrainIds", [255, 7, 18])
     same(
         datasets.source("cityscapes", tmp_path, "val", 19, 255),
         records.source("cityscapes", tmp_path, "val", 19, 255),
     )
 
 
-def write_cityscapes(root, kind, ids):
-    """Two cities of each split; coarse ones, too."""
-    parts = [("gtFine", split) for split in ("train", "val", "test")]
-    parts += [("gtCoarse", split) for split in ("train", "train_extra", "val")]
-    for annotation, split in parts:
-        for city in ("aachen", "bonn"):
-            stem = f"{city}_000000_000019"
-            picture(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png")
-            folder = root / annotation / split / city
-            mask(folder / f"{stem}_{annotation}_{kind}.png", ids)
-
-
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
 def test_cityscapes_of_label_ids_or_train_ids(tmp_path, kind):
     raw = [0, 1, 7, 8, 10, 33, 29]
     wanted = [255, 255, 0, 1, 255, 18, 255]
-    write_cityscapes(tmp_path, kind, raw if kind == "labelIds" else wanted)
+    miniatures.cityscapes(tmp_path, kind, raw if kind == "labelIds" else wanted)
     sizes = {"train": 2, "val": 2, "trainval": 4, "test": 2, "train_coarse": 4}
     for split, size in (sizes | {"trainval_coarse": 6}).items():
         source = datasets.source("cityscapes", tmp_path, split, 19, 255)
@@ -140,14 +99,7 @@ def test_all_label_ids_of_cityscapes_go_where_its_scripts_send_them():
 
 
 def test_ade20k(tmp_path):
-    for folder, count in (("training", 2), ("validation", 1)):
-        for i in range(1, count + 1):
-            stem = f"ADE_{folder[:3]}_{i:08d}"
-            picture(tmp_path / "images" / folder / f"{stem}.jpg")
-            mask(tmp_path / "annotations" / folder / f"{stem}.png", [0, 1, 150])
-    lines = ["Idx\tRatio\tTrain\tVal\tName"]
-    lines += [f"{i}\t0.1\t5\t2\tthing {i}, object" for i in range(1, 151)]
-    (tmp_path / "objectInfo150.txt").write_text("\n".join(lines))
+    miniatures.ade20k(tmp_path)
     assert len(datasets.source("ade20k", tmp_path, "val", 150, 255)) == 1
     source = datasets.source("ade20k", tmp_path, "train", 150, 255)
     np.testing.assert_array_equal(source[1]["label"].ravel()[:3], [255, 0, 149])
@@ -165,6 +117,32 @@ def test_what_is_missing_is_told(name, tmp_path):
     if name != "voc":  # whose lists are named by another message
         with pytest.raises(DataError, match=r"no images of .* 'trian'.*did you mean 'train'"):
             datasets.source(name, tmp_path, "trian", 19, 255)
+    with pytest.raises(DataError, match="get "):
+        datasets.source(name, tmp_path, "train", 19, 255)
+    if not datasets.DATASETS[name].names:
+        with pytest.raises(DataError, match="no such file or folder; get "):
+            datasets.names_of(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", datasets.DATASETS)
+def test_every_miniature_is_read_and_packed_alike(name, tmp_path):
+    from deeplab_jax.data import records
+
+    write, split, count = miniatures.WRITERS[name]
+    write(tmp_path)
+    config = configuration.load(f"{ROOT}/configs/fcn.py:{name}")
+    read = (name, tmp_path, split, config.model.num_classes, 255)
+    for channels in datasets.channels_of(name):
+        source = datasets.source(*read, channels=channels)
+        assert len(source) == count
+        same(source, pickle.loads(pickle.dumps(source)))  # as it gets into another process
+        packed = records.source(*read, channels=channels)
+        same(source, packed)
+        assert files.fingerprint(packed) != files.fingerprint(source)
+    remark = datasets.remark(name, split, count)
+    assert str(datasets.DATASETS[name].splits[split]) in remark
+    names = datasets.names_of(name, tmp_path)
+    assert len(set(names)) == len(names) == config.model.num_classes
 
 
 @pytest.mark.parametrize("name", datasets.DATASETS)
@@ -173,8 +151,8 @@ def test_every_paper_has_a_preset_for_every_dataset(file, name):
     config = configuration.load(f"{ROOT}/configs/{file}.py:{name}")
     configuration.check(config)
     assert config.data.name == name
-    names = datasets.DATASETS[name].names
-    assert config.model.num_classes == (len(names) or 150)
+    of_files = {"ade20k": 150, "pascal_context": 60, "pascal_context_59": 59, "coco_stuff": 171}
+    assert config.model.num_classes == (len(datasets.DATASETS[name].names) or of_files[name])
     assert config.data.train_split in datasets.DATASETS[name].splits
     assert config.eval.split in datasets.DATASETS[name].splits
 

@@ -173,7 +173,7 @@ def test_outputs_are_summed_and_an_auxiliary_one_weighs_less():
     np.testing.assert_allclose(losses.training_loss(logits, labels, LOSS, 0), expected, rtol=1e-6)
 
 
-def test_a_batch_of_void_has_no_loss_and_no_gradient():
+def test_c12_a_batch_of_void_has_no_loss_and_no_gradient():
     logits, labels = jnp.ones((1, 3, 3, 2)), jnp.full((1, 9, 9), 255)
 
     def loss(logits):

@@ -15,7 +15,7 @@ from test_train import SMALL, small
 
 from deeplab_jax import advice, main
 from deeplab_jax import config as configuration
-from deeplab_jax.data import labels
+from deeplab_jax.data import files, labels
 from deeplab_jax.errors import ConfigError, DataError, WeightsError
 
 V3PLUS = f"--config={CONFIGS}/v3plus.py"
@@ -66,51 +66,6 @@ def test_no_workdir_ends_with_2():
     assert (done.returncode, "--workdir=DIR is missing" in done.stderr) == (2, True)
 
 
-def _truncated(root):
-    path = root / "images" / "scene 1.jpg"
-    path.write_bytes(path.read_bytes()[:500])
-
-
-def _outside(root):
-    mask = np.zeros((40, 50), np.uint8)
-    mask[3, 4] = 77
-    Image.fromarray(mask).save(root / "masks" / "scene 1.png")
-
-
-def _other_size(root):
-    Image.new("L", (10, 10)).save(root / "masks" / "scene 1.png")
-
-
-def _empty(root):
-    for path in [*root.glob("images/*"), *root.glob("masks/*")]:
-        path.unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (_truncated, ["scene 1.jpg", "damaged or truncated", "replace or remove it"]),
-        (_outside, ["scene 1.png", "ids 77", "classes 0..2", "model.num_classes"]),
-        (_other_size, ["scene 1.png", "10x10", "50x40", "must be the same size"]),
-        (_empty, ["images: no images"]),
-    ],
-)
-@pytest.mark.parametrize("mode", ["train", "check_data"])
-def test_bad_data_ends_with_3_naming_the_file(damage, words, mode, data_folder, tmp_path):
-    damage(data_folder)
-    done = run(
-        f"{V3PLUS}:mobilenet_v2,folder",
-        f"--workdir={tmp_path / 'w'}",
-        f"--mode={mode}",
-        *[f"--config.{k}={v}" for k, v in (SMALL | {"data.root": data_folder}).items()],
-    )
-    assert done.returncode == 3, done.stderr
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in done.stderr
-    assert not list((tmp_path / "w").glob("checkpoints/*"))
-
-
 def test_debug_shows_where_it_came_from(tmp_path):
     done = run(V3PLUS, "--config.data.name=vok", f"--workdir={tmp_path}", "--debug")
     assert "Traceback" in done.stderr
@@ -124,6 +79,12 @@ def test_a_config_file_works_from_anywhere(tmp_path):
 
 def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys):
     workdir = tmp_path / "run"
+    for path in (data_folder / "masks").iterdir():  # ids 0, 10, 20 and 255
+        with Image.open(path) as mask:
+            ids = np.asarray(mask)
+        Image.fromarray(np.where(ids == 255, ids, ids * 10)).save(path)
+    classes = [{"name": f"ten_{i}", "ids": [10 * i]} for i in range(3)]
+    (data_folder / "classes.json").write_text(json.dumps({"classes": classes}))
     trained = main.run(small(data_folder, train__steps=6, train__eval_every=3), "train", workdir)
     assert "after 6 steps the running statistics of batch norm still hold 94 %" in (
         capsys.readouterr().out
@@ -140,12 +101,16 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
 
     evaluated = main.run(small(data_folder, train__steps=6), "eval", workdir)
     np.testing.assert_equal(evaluated, trained)
+    renamed = json.dumps({"classes": classes}).replace("ten_1", "eleven")
+    (data_folder / "classes.json").write_text(renamed)
     denser = small(data_folder, eval__model__output_stride=8)
     assert main.run(denser, "eval", workdir)["mean_iou"] >= 0
+    assert "warning: trained with the classes ('ten_0', 'ten_1'" in capsys.readouterr().out
 
     photos = shutil.copytree(data_folder / "images", tmp_path / "photos")
     Image.new("RGB", (50, 40)).save(photos / "scene 1.png")
-    main.run(small(data_folder), "predict", workdir, str(photos))
+    nowhere = small(tmp_path / "nowhere")  # the checkpoint knows its classes without the data
+    main.run(nowhere, "predict", workdir, str(photos))
     written = sorted(p.name for p in (workdir / "predictions" / "labels").iterdir())
     assert written == sorted([*(f"scene {i}.png" for i in range(4)), "scene 1_2.png"])
     with Image.open(workdir / "predictions" / "labels" / "scene 2.png") as index:
@@ -154,12 +119,21 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
         assert index.getpalette()[:6] == labels.voc_palette()[:2].ravel().tolist()
     assert size(workdir / "predictions" / "overlays" / "scene 2.png") == (50, 40)
     named = json.loads((workdir / "predictions" / "labels.json").read_text())["classes"]
-    assert [c["name"] for c in named] == ["class_0", "class_1", "class_2"]
-
-    fine_tuned = main.run(
-        small(data_folder, train__steps=1, init_from=str(workdir)), "train", tmp_path / "next"
+    assert [c["name"] for c in named] == ["ten_0", "ten_1", "ten_2"]
+    raw = small(tmp_path / "nowhere", predict__raw_ids=True, model__num_classes=None)
+    main.run(raw, "predict", workdir, str(photos / "scene 2.jpg"), tmp_path / "raw")
+    with Image.open(workdir / "predictions" / "labels" / "scene 2.png") as index:
+        expected = 10 * np.asarray(index)
+    np.testing.assert_array_equal(
+        files.read_mask(tmp_path / "raw" / "labels" / "scene 2.png"), expected
     )
+
+    (data_folder / "images" / "scene 1.jpg").write_bytes(b"nothing")
+    tuning = small(data_folder, train__steps=1, init_from=str(workdir), data__on_error="skip")
+    fine_tuned = main.run(tuning, "train", tmp_path / "next")
     assert fine_tuned["mean_iou"] >= 0
+    assert fine_tuned["left_out"] == 1
+    assert "1 of 4 images could not be read and are left out" in capsys.readouterr().out
 
 
 def trace_events(folder):
@@ -251,6 +225,10 @@ def test_class_names_and_their_number_must_agree(data_folder, tmp_path):
         ("optim__clip_norm", 0.0),
         ("data__bootstrap_classes", (3,)),
         ("data__bootstrap_copies", 0),
+        ("data__num_threads", 0),
+        ("data__num_workers", -1),
+        ("data__augment_on", "gpu"),
+        ("data__resize_factor", 16),
     ],
 )
 def test_values_that_would_fail_later_are_refused_at_once(data_folder, tmp_path, key, value):

@@ -29,14 +29,11 @@ SHALLOW = {
 
 @functools.cache
 def configs():
-    """Of every row; one that waits for its dataset takes its classes on files that can be read."""
+    """Of every row."""
     out = []
     for row in papers.ROWS:
-        overrides, dataset = dict(row.overrides), row.dataset
-        if dataset in papers.WAITING:
-            overrides["model.num_classes"] = papers.WAITING[dataset][1]
-            dataset = "folder"
-        config = configuration.load(f"{ROOT}/configs/{row.config},{dataset}", overrides)
+        spec = f"{ROOT}/configs/{row.config},{row.dataset}"
+        config = configuration.load(spec, dict(row.overrides))
         configuration.check(config)
         out.append(config)
     return out

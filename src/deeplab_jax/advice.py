@@ -45,18 +45,12 @@ def before_loading(config: Mapping[str, Any], workdir: Path) -> list[str]:
 
 
 def fitting_rates(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Atrous rates for the crop, where the model's reach past its features; else ().
-
-    Taps that lie in the padding of every crop act as initialised once whole images are larger
-    ([V3] Sec. 3.3 and Fig. 4 count the taps inside).
-    """
+    """Atrous rates for the crop, where the model's reach past its features; else ()."""
     model, size = config["model"], config["data"]["crop_size"]
     if model["context"] != "aspp" or model["name"] in ("fcn", "classifier"):
         return ()
-    evaluated = config["eval"]["crop_size"]
-    larger = evaluated is None or any(e > c for e, c in zip(evaluated, size))
     rates = _rates(model)
-    if not larger or max(rates, default=0) < max(_features(config)):
+    if max(rates, default=0) < max(_features(config)):
         return ()
     return tuple(max(1, round(rate * max(size) / PAPERS_CROP)) for rate in rates)
 
@@ -71,10 +65,14 @@ def _features(config: Mapping[str, Any]) -> list[int]:
 
 
 def _untrained_taps(config: Mapping[str, Any]) -> str:
-    smaller = fitting_rates(config)
-    if not smaller:
+    """Taps that lie in the padding of every crop act as initialised once whole images are larger
+    ([V3] Sec. 3.3 and Fig. 4 count the taps inside)."""
+    smaller, size = fitting_rates(config), config["data"]["crop_size"]
+    evaluated = config["eval"]["crop_size"]
+    larger = evaluated is None or any(e > c for e, c in zip(evaluated, size))
+    if not (smaller and larger):
         return ""
-    rates, features, size = _rates(config["model"]), _features(config), config["data"]["crop_size"]
+    rates, features = _rates(config["model"]), _features(config)
     return (
         f"atrous rates {rates} reach past the {features[0]}x{features[1]} features of "
         f"{size[0]}x{size[1]} crops: their outer taps are not trained and will disturb larger "

@@ -1,7 +1,6 @@
 """Looks at a whole dataset before any training: ids, sizes, files that cannot be used.
 
-For a user's own data it goes on to what training needs: a proposal of classes.json where masks have
-colours or ids that need names, class weights, and a configuration that runs as written.
+It also computes class weights, and for a user's own data writes a configuration that runs as it is.
 """
 
 import json
@@ -15,8 +14,8 @@ import numpy as np
 
 from deeplab_jax import advice, pictures, runtime
 from deeplab_jax import config as configuration
-from deeplab_jax.data import balance, files, folder, pipeline
-from deeplab_jax.data.labels import Labels, labels
+from deeplab_jax.data import balance, files, pipeline
+from deeplab_jax.data.labels import Labels
 from deeplab_jax.errors import DataError, UnreadableError, first_few
 
 LARGEST_CROP = 513  # px, the papers'; larger images are cut
@@ -160,80 +159,24 @@ def _report(split, total, bad, counts, sizes, labels, ignore_label) -> str:
     return "\n".join(lines)
 
 
-# --- classes that no file names ------------------------------------------------------------------
-
-
-def count_classes(data: Mapping[str, Any], num_classes: int | None, workdir: Path) -> int:
-    """How many classes a user's folder without classes.json has, by its masks.
-
-    Raises:
-      DataError: if the masks have colours, or ids with gaps: what these are, only the user knows.
-        A proposal for classes.json has been said, and written to WORKDIR/check_data.
-    """
-    everything = folder.source(data["root"], "all", labels((), 256))
-    if num_classes is not None and not _in_colors(everything.masks):
-        return num_classes
-    found = propose(everything.masks, data["ignore_label"])
-    if found.label_map is None and not found.colors:
-        return len(found.names)
-    path = workdir / "check_data" / "classes.json"
-    runtime.write_whole(path, found.to_json())
-    runtime.say(f"{path}:\n{found.to_json()}")
-    what = "RGB colours" if found.colors else "ids with gaps between them"
-    hint = "" if found.colors else " (0 and 255, or the highest, may mean void: see data/labels.py)"
-    raise DataError(
-        f"{Path(data['root']) / 'masks'}: masks of {what}{hint}. Name the classes in the proposal "
-        f'above, move what is no class to "ignore", copy it to {Path(data["root"])}, run this again'
-    )
-
-
-def _in_colors(masks: Sequence[Path]) -> bool:
-    return any(files.read_mask(path, colors=True).ndim == 3 for path in masks[:1])
-
-
-def propose(masks: Sequence[Path], ignore_label: int) -> Labels:
-    """Labels for the colours in `masks`, the most frequent first, or else for the ids.
-
-    Masks that cannot be read are left out. A void is known by `ignore_label` alone, and taken for
-    a class where it is one of two ids: 0 and 255 are background and object, not one class.
-    """
-    colors, ids = Counter(), Counter()
-    with runtime.Progress(len(masks), "look at the masks") as progress:
-        for path in masks:
-            progress.advance()
-            try:
-                mask = files.read_mask(path, colors=True)
-            except DataError:
-                continue  # `check` names it, once the classes are known
-            colored = mask.ndim == 3
-            found = np.unique(files.packed_colors(mask) if colored else mask, return_counts=True)
-            (colors if colored else ids).update(dict(zip(*(x.tolist() for x in found))))
-    if colors:
-        rgb = [files.unpacked_color(color) for color, _ in colors.most_common(256)]
-        return labels([f"color_{i}" for i in range(len(rgb))], ignore_label=ignore_label).colored(
-            {color: i for i, color in enumerate(rgb)}
-        )
-    void = set() if ids.keys() == {0, ignore_label} else {ignore_label}
-    classes = sorted(ids.keys() - void)
-    found = labels([f"id_{i}" for i in classes], ignore_label=ignore_label)
-    contiguous = classes == list(range(len(classes)))
-    return found if contiguous else found.mapped({raw: i for i, raw in enumerate(classes)})
-
-
 # --- a configuration for the data ----------------------------------------------------------------
 
 
 def _configure(config, spec: str, train: Found, weights, workdir: Path) -> None:
     """Writes check_data/config.py, and says the command that trains with it."""
-    file, _, preset = spec.partition(":")
-    spec = f"{Path(file).resolve()}" + (f":{preset}" if preset else "")
-    overrides = configuration.changes(spec, config) | fitting(config, train.sizes)
-    ready = configuration.load(spec, overrides)
-    rates = advice.fitting_rates(ready)
-    if rates:
-        ready.model.atrous_rates = rates
     path = (workdir / "check_data" / "config.py").resolve()
     command = shlex.join([*COMMAND, f"--config={path}", f"--workdir={workdir.resolve()}"])
+    file, _, preset = spec.partition(":")
+    if Path(file).resolve() == path:  # it was checked as it is
+        runtime.say(f"to train:\n\n  {command}\n")
+        return
+    spec = f"{Path(file).resolve()}" + (f":{preset}" if preset else "")
+    given = configuration.changes(spec, config)  # on the command line, which wins
+    root = str(Path(config.data.root).expanduser().resolve())
+    ready = configuration.load(spec, fitting(config, train.sizes) | given | {"data.root": root})
+    rates = advice.fitting_rates(ready)
+    if rates and "model.atrous_rates" not in given:
+        ready.model.atrous_rates = rates
     changes = configuration.changes(spec, ready)
     runtime.write_whole(path, _config_text(spec, changes, weights, command))
     for warning in advice.before_training(configuration.load(str(path))):
@@ -256,21 +199,20 @@ def fitting(config, sizes: Mapping[tuple[int, int], int]) -> dict[str, Any]:
     median = np.median(every, axis=0)
     same = len(sizes) == 1
     return {
-        "data.root": str(Path(config.data.root).expanduser().resolve()),
         "data.crop_size": tuple(min(covering(n), LARGEST_CROP) for n in median),
         "eval.crop_size": tuple(covering(n) for n in median) if same else None,
     }
 
 
 def _config_text(spec: str, changes: Mapping[str, Any], weights, command: str) -> str:
-    lines = [f'            "{key}": {value!r},' for key, value in changes.items()]
+    lines = [f"            {key!r}: {value!r}," for key, value in changes.items()]
     lines += ["            # Rare classes weigh more with one of these:"]
     lines += [
-        f'            # "loss.class_weights": "{name}",  # {_numbers(values)}'
+        f"            # 'loss.class_weights': {name!r},  # {_numbers(values)}"
         for name, values in weights.items()
     ]
     body = "\n".join(lines)
-    return f'''"""Made for your data by --mode=check_data; change what you like. To train:
+    return f'''"""Made for your data by --mode=check_data, which writes it anew: change a copy.
 
     {command}
 """

@@ -83,6 +83,8 @@ def evaluate(
         by_class = wrong[0] / asked
     top_1, top_5 = (wrong.sum(axis=1) / max(asked.sum(), 1)).tolist()
     figures = {"top_1_error": top_1, "top_5_error": top_5}
+    if seen < len(source):  # files that cannot be read, with data.on_error=skip
+        figures["left_out"] = len(source) - seen
     figures["error"] = dict(zip(labels.names, by_class.tolist()))
     return Evaluation(figures, tiles)
 

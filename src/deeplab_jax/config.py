@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from deeplab_jax import crf, ops, optim
+from deeplab_jax.data import datasets
 from deeplab_jax.data.balance import CLASS_WEIGHTS
 from deeplab_jax.data.pipeline import CLASSIFICATION, ON_ERROR
 from deeplab_jax.errors import ConfigError, did_you_mean
@@ -21,6 +22,7 @@ MAPPINGS = ("model.heads", "data.label_map")  # keys whose values are mappings, 
 NOT_NEGATIVE = (
     "seed",
     "log_every",
+    "data.num_workers",
     "train.eval_every",
     "train.checkpoint_every",
     "train.steps",
@@ -34,6 +36,7 @@ AT_LEAST_1 = (
     "train.keep_checkpoints",
     "eval.batch_size",
     "data.bootstrap_copies",
+    "data.num_threads",
     "optim.learning_rate_decay_step",
     "crf.iterations",
     "tune_crf.images",
@@ -154,6 +157,17 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"data.min_scale_factor={low}, max {high}: takes 0 < min <= max, step >= 0"
         )
+    augment_on, name = values["data.augment_on"], values["data.name"]
+    if augment_on not in ("host", "device"):
+        raise ConfigError(f"data.augment_on={augment_on!r}: is not one of host, device")
+    if augment_on == "device" and name in ("synthetic", *CLASSIFICATION):
+        raise ConfigError(
+            f"data.augment_on=device does not go with data.name={name}: set it to host"
+        )
+    for key in ("min_resize_value", "max_resize_value", "resize_factor"):
+        value = values[f"data.{key}"]
+        if value is not None and (value < 1 or values["data.min_resize_value"] is None):
+            raise ConfigError(f"data.{key}={value}: at least 1, and with data.min_resize_value")
     for key in ("eval.eval_scales", "predict.eval_scales"):
         scales = values[key]
         if not (isinstance(scales, tuple) and scales and all(s > 0 for s in scales)):
@@ -182,6 +196,7 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"data.on_error={values['data.on_error']}: takes {', '.join(ON_ERROR)}")
     _check_classifier(values, classifier)
     _check_label_map(values, classes)
+    datasets.check_channels(values["data.name"], values["data.channels"])
     if values["model.channel_groups"] and values["train.freeze_backbone"]:
         raise ConfigError("train.freeze_backbone does not go with model.channel_groups")
     _check_loss(values, classes)

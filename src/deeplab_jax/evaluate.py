@@ -187,6 +187,8 @@ def evaluate(
     results, *before = (tally.results(labels.names, subset) for tally in tallies)
     if crf:
         results["before_crf"] = before[0]
+    if seen < len(source):  # files that cannot be read, with data.on_error=skip
+        results["left_out"] = len(source) - seen
     for name, tally in of_heads.items():
         results[f"mean_iou_{name}"] = metrics.mean_iou(tally.total)
         results[f"pixel_accuracy_{name}"] = metrics.pixel_accuracy(tally.total)
@@ -268,7 +270,11 @@ def _size(size) -> str:
 
 def headline(results: Mapping[str, Any]) -> str:
     """The one figure that a line has room for."""
-    return f"mean iou {100 * results['mean_iou']:.2f} %"
+    return f"mean iou {_percent(results['mean_iou'])}"
+
+
+def _percent(share: float) -> str:
+    return "–" if np.isnan(share) else f"{100 * share:.2f} %"
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -276,15 +282,13 @@ def table(results: Mapping[str, Any]) -> str:
     width = max(len(name) for name in results["iou"])
     lines = [f"{'class':<{width}}   IoU %   predicted %"]
     for name, iou in results["iou"].items():
-        shown = "–" if np.isnan(iou) else f"{100 * iou:.2f}"
-        lines.append(
-            f"{name:<{width}}  {shown:>6}  {100 * results['predicted_share'][name]:>11.2f}"
-        )
+        shown, share = _percent(iou).removesuffix(" %"), results["predicted_share"][name]
+        lines.append(f"{name:<{width}}  {shown:>6}  {100 * share:>11.2f}")
     before = results.get("before_crf", {})
 
     def line(what, value, given):
-        was = "" if given is None else f", before the CRF {100 * given:.2f} %"
-        lines.append(f"{what}: {100 * value:.2f} %{was}")
+        was = "" if given is None else f", before the CRF {_percent(given)}"
+        lines.append(f"{what}: {_percent(value)}{was}")
 
     for key, value in results.items():
         if key.startswith(("mean_", "pixel_accuracy", "frequency")):

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from deeplab_jax import (
     advice,
     checkpoint,
+    classes,
     classify,
     command_line,
     convert,
@@ -27,8 +28,7 @@ from deeplab_jax import config as configuration
 from deeplab_jax import predict as prediction
 from deeplab_jax import train as training
 from deeplab_jax.data import balance, datasets, files, pipeline
-from deeplab_jax.data.labels import Labels
-from deeplab_jax.data.labels import read as read_labels
+from deeplab_jax.data.skipping import unreadable
 from deeplab_jax.data.transforms import normalization
 from deeplab_jax.errors import (
     ConfigError,
@@ -40,7 +40,6 @@ from deeplab_jax.errors import (
 )
 from deeplab_jax.models.folding import fold_batch_norm
 
-LABELS = "labels.json"  # in a workdir: names, colours, raw ids; see data/labels.py
 LABEL_MAPS = ("predict", "check_data", "tune_crf")  # modes that a classifier has no use for
 
 
@@ -77,7 +76,7 @@ def run(
             f"--mode={mode} is not one of {', '.join(modes)}" + did_you_mean(mode, modes)
         )
     if config is not None:
-        _set_classes(config, mode, workdir)
+        classes.fill_in(config, mode, workdir)
         configuration.check(config)
     for folder in (workdir, output):
         if folder is not None and folder.exists() and not folder.is_dir():
@@ -96,19 +95,6 @@ def run(
             return checking.check_data(config, workdir, spec)
         others = {"eval": _eval, "count": _count, "tune_crf": _tune_crf}
         return others[mode](config, workdir)
-
-
-def _set_classes(config, mode: str, workdir: Path) -> None:
-    """Fills in the number of classes, where it is left to a user's own data."""
-    data, classes = config.data, config.model.num_classes
-    if data.name not in pipeline.OWN or mode in ("import", "count"):
-        return
-    if mode == "check_data" and data.label_map is None and pipeline.named_labels(data) is None:
-        classes = checking.count_classes(data, classes, workdir)
-    elif classes is None:
-        kept = _kept_labels(config, workdir) if mode == "predict" else None
-        classes = len((kept or pipeline.class_labels(data, None)).names)
-    config.model.num_classes = classes
 
 
 def _train(config, workdir: Path, traces: Path | None):
@@ -134,7 +120,7 @@ def _train(config, workdir: Path, traces: Path | None):
 
     runtime.write_whole(workdir / "config.json", configuration.to_json(recipe))
     if _scoring(config) is evaluate:  # so that the checkpoint means something without its data
-        runtime.write_whole(workdir / LABELS, labels.to_json())
+        runtime.write_whole(workdir / classes.KEPT, labels.to_json())
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     runtime.say(
         f"{config.model.name} {config.model.backbone}: {parameters:,} parameters, "
@@ -158,22 +144,25 @@ def _train(config, workdir: Path, traces: Path | None):
         _write_metrics(workdir, step, config.eval.split, results)
         runtime.say(f"step {step}  {config.eval.split} {scoring.headline(results)}")
 
-    variables, step = training.train(
-        module,
-        variables,
-        batches,
-        recipe,
-        workdir,
-        mesh=mesh,
-        evaluate=evaluate_between,
-        position_check={
-            "training images": len(source),
-            "data fingerprint": files.fingerprint(source),
-            "train.batch_size": config.train.batch_size,
-            "seed": config.seed,
-        },
-        profile=traces,
-    )
+    with batches:
+        variables, step = training.train(
+            module,
+            variables,
+            batches,
+            recipe,
+            workdir,
+            mesh=mesh,
+            evaluate=evaluate_between,
+            position_check={
+                "training images": len(source),
+                "data fingerprint": files.fingerprint(source),
+                "train.batch_size": config.train.batch_size,
+                "seed": config.seed,
+            },
+            profile=traces,
+        )
+    if skipped := len(unreadable(source)):
+        runtime.say(f"{skipped} training examples could not be read; others stood in for them")
     return _evaluate_fully(config, workdir, eval_module, variables, val_source, labels, step)
 
 
@@ -186,6 +175,9 @@ def _eval(config, workdir: Path):
     module, eval_module = _build(config)
     source = pipeline.source(config.data, config.eval.split, config.model.num_classes)
     labels = pipeline.class_labels(config.data, config.model.num_classes)
+    kept = classes.kept_labels(config, workdir)
+    if kept is not None and kept.names != labels.names:
+        runtime.say(f"warning: trained with the classes {kept.names}, the data have {labels.names}")
     _check_heads(config, source[0])
     variables, step = _trained(config, workdir, module, source[0]["image"].shape[-1])
     return _evaluate_fully(config, workdir, eval_module, variables, source, labels, step)
@@ -226,6 +218,8 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
     scoring.write(folder, found, labels, settings, config.crf)
     _write_metrics(workdir, step, config.eval.split, results)
     runtime.say(scoring.table(results))
+    if left_out := results.get("left_out"):
+        runtime.say(f"{left_out} of {len(source)} images could not be read and are left out")
     opened = "report.html, " if scoring is evaluate else ""
     runtime.say(f"{opened}pictures and tables in {folder}")
     return results
@@ -234,6 +228,11 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
 def _predict(config, workdir: Path, input: str | None, output: Path | None):
     if not input:
         raise ConfigError("--mode=predict needs --input=FILE, FOLDER or a quoted 'GLOB'")
+    if config.data.channels != "rgb":
+        raise ConfigError(
+            f"--mode=predict reads RGB files, and the network sees data.channels="
+            f"{config.data.channels}; --mode=eval shows its answers on a split"
+        )
     paths = files.find_images(input)
     output = output or workdir / "predictions"
     targets = prediction.targets(paths, output)
@@ -242,13 +241,13 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     variables, _ = _trained(config, workdir, module, 3)
     # Not frozen: images differ in size, and constants would make every size compile for longer.
     variables = fold_batch_norm(eval_module, variables)
-    labels = _kept_labels(config, workdir)
+    labels = classes.kept_labels(config, workdir)
     labels = labels or pipeline.class_labels(config.data, config.model.num_classes)
     raw_ids = labels.first_raw_ids if config.predict.raw_ids else None
     runtime.write_whole(output / "legend.png", pictures.png(pictures.legend(labels)))
     options = dict(config.predict) | {"crf": dict(config.crf) if config.predict.crf else None}
     options["raw_ids"] = None  # the overlay takes the classes' own
-    runtime.write_whole(output / LABELS, labels.to_json())
+    runtime.write_whole(output / classes.KEPT, labels.to_json())
     with runtime.Progress(len(paths), "predict") as progress:
         for path, (index_file, overlay_file) in targets.items():
             image = files.read_image(path)
@@ -259,21 +258,6 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
             runtime.write_whole(overlay_file, pictures.png(drawn))
             progress.advance()
     runtime.say(f"{len(paths)} images segmented: {output}")
-
-
-def _kept_labels(config, workdir: Path) -> Labels | None:
-    """What training wrote beside the weights that `_trained` takes; None if it did not."""
-    trained = checkpoint.latest_step(workdir) is not None
-    path = (workdir if trained else Path(config.init_from).expanduser()) / LABELS
-    if not (trained or config.init_from) or not path.is_file():
-        return None
-    labels, classes = read_labels(path, config.data.ignore_label), config.model.num_classes
-    if classes not in (None, len(labels.names)):
-        raise ConfigError(
-            f"{path} names {len(labels.names)} classes, model.num_classes is {classes}: set "
-            f"--config.model.num_classes={len(labels.names)}"
-        )
-    return labels
 
 
 def _tune_crf(config, workdir: Path):

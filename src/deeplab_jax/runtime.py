@@ -1,11 +1,8 @@
-"""The machine: devices, whole files, metrics on disk, progress on screen. No segmentation."""
+"""The machine: devices, metrics on disk, traces. No segmentation."""
 
 import contextlib
 import json
 import math
-import os
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.output import Progress as Progress
+from deeplab_jax.output import say, write_whole
 
 
 def data_mesh() -> jax.sharding.Mesh:
@@ -46,14 +44,6 @@ def check_batch_size(keyword: str, batch_size: int, devices: int) -> None:
         raise ConfigError(
             f"{keyword}={batch_size} does not divide over {devices} devices; {near} would"
         )
-
-
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Writes a file so that no one ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
 
 
 class MetricWriter:
@@ -95,43 +85,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def say(message: str) -> None:
-    """Prints a line; above the progress bar if there is one."""
-    tqdm.write(message, file=sys.stdout)
-    sys.stdout.flush()
-
-
-class Progress:
-    """A progress bar on a terminal; elsewhere a plain line now and then."""
-
-    def __init__(self, total: int, what: str, initial: int = 0, every_seconds: float = 10.0):
-        self.total, self.what, self.done = total, what, initial
-        self.every = every_seconds
-        self.last = time.monotonic()
-        self.bar = None
-        if sys.stdout.isatty():
-            self.bar = tqdm(total=total, initial=initial, desc=what, file=sys.stdout, leave=False)
-
-    def advance(self, count: int = 1) -> None:
-        self.done += count
-        if self.bar is not None:
-            self.bar.update(count)
-        elif time.monotonic() - self.last > self.every:
-            self.last = time.monotonic()
-            say(f"{self.what} {self.done}/{self.total}")
-
-    def note(self, **values: str) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix(values, refresh=False)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.bar is not None:
-            self.bar.close()
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,9 @@
 """Training: one jitted step over a data mesh, and the loop around it."""
 
-import dataclasses
+import contextlib
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deeplab_jax import checkpoint, losses, optim, runtime
+from deeplab_jax import checkpoint, losses, ops, optim, runtime
+from deeplab_jax.data.transforms import normalization
 from deeplab_jax.errors import ConfigError, DataError, NumericsError
 from deeplab_jax.predict import normalize
 
@@ -193,6 +195,18 @@ def _truth(batch) -> dict[str, jax.Array]:
     return {key.removeprefix("label").removeprefix("_") or "logits": x for key, x in labels.items()}
 
 
+def finisher(data: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
+    """What turns the batches of `train_iterator` on the mesh into those of a train step."""
+    if data["augment_on"] == "host":
+        return lambda batch: batch
+
+    def finish(windows):
+        pad_value = normalization(data["normalization"], windows["image"].shape[-1])[0]
+        return ops.crops(windows, pad_value, data["ignore_label"])
+
+    return jax.jit(finish, out_shardings=runtime.batch_sharding(mesh))
+
+
 def begin(
     module: nn.Module, variables: Any, config: Mapping[str, Any], mesh: jax.sharding.Mesh
 ) -> tuple[Callable, TrainState]:
@@ -209,28 +223,62 @@ def begin(
     return make_step(module, optimizer, schedule, config, mesh), state
 
 
-@dataclasses.dataclass
 class Meter:
-    """Figures of the steps since the last line: means on the device, times on the host."""
+    """Figures of the steps since the last line: means on the device, times on the host.
 
-    batch_size: int
-    waiting: list = dataclasses.field(default_factory=list)
-    started: float = dataclasses.field(default_factory=time.monotonic)
-    data_seconds: float = 0.0
+    A step waits for data from the end of the step before it until its batch is there. The host,
+    which runs ahead of the device, may wait for longer.
+    """
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.clock = ThreadPoolExecutor(1, "step-clock")
+        self.restart()
+
+    def restart(self) -> None:
+        """Measures from now on."""
+        self.started = self.resumed = time.monotonic()
+        self.figures, self.arrivals, self.ends = [], [], []
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Leaves out what is done inside."""
+        begun = time.monotonic()
+        yield
+        self.resumed = time.monotonic()
+        self.started += self.resumed - begun
+
+    def batch_is_there(self) -> None:
+        self.arrivals.append((time.monotonic(), self.resumed))
+
+    def step_began(self, figures: Mapping[str, jax.Array]) -> None:
+        self.figures.append(figures)
+        self.ends.append(self.clock.submit(_end, figures))
 
     def finish(self) -> dict[str, float]:
         """Means since the last call; this is where the host waits for the device."""
-        figures = jax.device_get(self.waiting)
+        figures = jax.device_get(self.figures)
         elapsed = time.monotonic() - self.started
+        free = [self.started, *(end.result() for end in self.ends)]
+        waits = [
+            max(there - max(before, resumed), 0)
+            for (there, resumed), before in zip(self.arrivals, free)
+        ]
         out = {
             "loss": float(np.mean([f["loss"] for f in figures])),
             "gradient_norm": float(np.mean([f["gradient_norm"] for f in figures])),
             "learning_rate": float(figures[-1]["learning_rate"]),
             "images_per_second": self.batch_size * len(figures) / elapsed,
-            "data_wait_share": self.data_seconds / elapsed,
+            "data_wait_share": sum(waits) / elapsed,
         }
-        self.waiting, self.data_seconds, self.started = [], 0.0, time.monotonic()
+        self.restart()
         return out
+
+
+def _end(figures) -> float:
+    """When the device has finished the step."""
+    jax.block_until_ready(figures)
+    return time.monotonic()
 
 
 def train(
@@ -270,6 +318,7 @@ def train(
     """
     train, steps = config["train"], config["train"]["steps"]
     train_step, state = begin(module, variables, config, mesh)
+    finish = finisher(config["data"], mesh)
     writer = runtime.MetricWriter(workdir / "metrics.jsonl")
 
     with checkpoint.manager(workdir, train["keep_checkpoints"]) as manager:
@@ -294,21 +343,21 @@ def train(
                 profiled.before(step, figures)
                 # The device is still at work on the step before: this batch is read and sent
                 # beside it.
-                waited = time.monotonic()
                 batch = next(batches)
+                meter.batch_is_there()
                 position = batches.get_state()
-                meter.data_seconds += time.monotonic() - waited
                 if step == first + 1:
                     runtime.say("compiling the train step")
-                state, figures = train_step(state, runtime.shard_batch(batch, mesh))
+                state, figures = train_step(state, finish(runtime.shard_batch(batch, mesh)))
                 if step == first + 1:
                     jax.block_until_ready(figures)
                     runtime.say(f"first step after {time.monotonic() - meter.started:.0f} s")
-                    meter.started, meter.data_seconds = time.monotonic(), 0.0
-                meter.waiting.append(figures)
-                if len(meter.waiting) > 2:
+                    meter.restart()
+                    meter.batch_is_there()
+                meter.step_began(figures)
+                if len(meter.figures) > 2:
                     # Never more than two steps ahead of the device: batches would pile up.
-                    jax.block_until_ready(meter.waiting[-3])
+                    jax.block_until_ready(meter.figures[-3])
                 progress.advance()
 
                 last = step == steps
@@ -329,9 +378,8 @@ def train(
                     saved = {"iterator": position, **position_check}
                     checkpoint.save(manager, step, state, saved)
                 if _due(step, train["eval_every"]) and not last:
-                    paused = time.monotonic()
-                    evaluate(state.variables, step)
-                    meter.started += time.monotonic() - paused
+                    with meter.paused():
+                        evaluate(state.variables, step)
         manager.wait_until_finished()
         manager.check_for_errors()
     return state.variables, steps

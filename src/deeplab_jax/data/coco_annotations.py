@@ -65,28 +65,34 @@ def _shape(annotation: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
         ) from error
     given = annotation.get("segmentation")
     if isinstance(given, Mapping):
-        runs = given.get("counts")
-        if list(given.get("size", ())) != list(size):
-            raise DataError(
-                f"{_name(annotation)}: run lengths of size {given.get('size')} (height, width) in "
-                f"an image of {list(size)}"
-            )
-        listed = isinstance(runs, list)
-        if listed and not (all(isinstance(n, int) and n >= 0 for n in runs)):
-            raise DataError(f"{_name(annotation)}: run lengths must be whole numbers from 0")
-        if listed and sum(runs) != size[0] * size[1]:
-            raise DataError(
-                f"{_name(annotation)}: run lengths add up to {sum(runs)}, the image has "
-                f"{size[0] * size[1]} pixels"
-            )
+        _check_runs(annotation, given, size)
         try:
-            return coco.decode(coco.frPyObjects(given, *size) if listed else dict(given)) > 0
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            packed = coco.frPyObjects(given, *size) if isinstance(given["counts"], list) else given
+            return coco.decode(dict(packed)) > 0
+        except (ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{_name(annotation)}: run lengths cannot be read ({error})") from error
     if not isinstance(given, list) or not given:
         raise DataError(f"{_name(annotation)}: no segmentation (polygons or run lengths)")
     polygons = [_polygon(annotation, points, size) for points in given]
     return coco.decode(coco.merge(coco.frPyObjects(polygons, *size))) > 0
+
+
+def _check_runs(annotation: Mapping[str, Any], given: Mapping[str, Any], size) -> None:
+    if list(given.get("size", ())) != list(size) or "counts" not in given:
+        raise DataError(
+            f"{_name(annotation)}: run lengths {str(given)[:60]} in an image of size {list(size)} "
+            "(height, width)"
+        )
+    runs = given["counts"]
+    if not isinstance(runs, list):
+        return
+    if not all(isinstance(n, int) and n >= 0 for n in runs):
+        raise DataError(f"{_name(annotation)}: run lengths must be whole numbers from 0")
+    if sum(runs) != size[0] * size[1]:
+        raise DataError(
+            f"{_name(annotation)}: run lengths add up to {sum(runs)}, the image has "
+            f"{size[0] * size[1]} pixels"
+        )
 
 
 def _polygon(annotation: Mapping[str, Any], points: Any, size: tuple[int, int]) -> list[float]:

@@ -144,14 +144,16 @@ def names_of(root: str | Path, split: str) -> tuple[str, ...]:
 
 def _annotations_file(root: Path, split: str) -> tuple[Path, bool]:
     """(the split's file, whether it is that of all splits)."""
-    patterns = [pattern.format(split) for pattern in FILES]
-    for pattern in patterns:
-        found = sorted(root.glob(pattern))
-        if found:
-            return found[0], False
+
+    def of(name):
+        return [path for pattern in FILES for path in sorted(root.glob(pattern.format(name)))]
+
+    if found := of(split):
+        return found[0], False
     files_there = sorted([*root.glob("*.json"), *root.glob("annotations/*.json")])
-    if len(files_there) == 1:
+    if len(files_there) == 1 and not of("train") and not of("val"):
         return files_there[0], True
+    patterns = [pattern.format(split) for pattern in FILES]
     there = ", ".join(str(path.relative_to(root)) for path in files_there) or "none"
     raise DataError(f"{root}: no annotations {', '.join(patterns)}; its .json files are: {there}")
 

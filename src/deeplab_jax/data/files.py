@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from deeplab_jax.data import colors
 from deeplab_jax.data.labels import IGNORE_LABEL, RGB
 from deeplab_jax.errors import DataError, UnreadableError, did_you_mean, first_few
 
@@ -20,7 +21,6 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 # Pillow widens grey of 2 and 4 bits to a byte; ids must come back as they were stored.
 NARROW_GREY = {"L;2": 85, "L;4": 17}
 COLORED = ("RGB", "RGBA")
-DEEP = ("RGB;16B", "RGBA;16B")  # 16 bits a channel, which Pillow cuts to 8
 
 
 def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
@@ -34,7 +34,7 @@ def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
       DataError: if the file is missing, truncated, no image, or larger than Pillow's limit.
     """
     with _opened(path, IMAGE_FORMATS, "image", encoded) as image:
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # most are upright, and need no copy
         if image.mode.startswith("I") or image.mode == "F":
             raise DataError(
                 f"{path}: a {image.mode} image (more than 8 bits a channel); convert it to 8-bit "
@@ -42,10 +42,12 @@ def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
             )
         if "transparency" in image.info:
             image = image.convert("RGBA")  # what Pillow asks for before dropping transparency
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def read_mask(path: str | Path, encoded: bytes | None = None, colors: bool = False) -> np.ndarray:
+def read_mask(
+    path: str | Path, encoded: bytes | None = None, in_colors: bool = False
+) -> np.ndarray:
     """Reads a mask's ids as stored, [H, W] uint8 or int32: palette indices, grey or 16-bit values.
 
     Nothing is converted: a palette read "as grey" gives ids that no one annotated. It is turned
@@ -53,7 +55,7 @@ def read_mask(path: str | Path, encoded: bytes | None = None, colors: bool = Fal
 
     Args:
       path, encoded: as of `read_image`.
-      colors: give a mask in RGB colours as [H, W, 3] uint8 instead of refusing it.
+      in_colors: give a mask in RGB colours as [H, W, 3] uint8 instead of refusing it.
 
     Raises:
       DataError: as `read_image`; also for colour masks, whose colours need a colour map.
@@ -67,7 +69,8 @@ def read_mask(path: str | Path, encoded: bytes | None = None, colors: bool = Fal
             return np.asarray(mask) // np.uint8(NARROW_GREY.get(opened.stored_mode, 1))
         if mask.mode.startswith("I"):  # "I;16", "I": 16 bits and more
             return np.asarray(mask).astype(np.int32)
-        if colors and mask.mode in COLORED and opened.stored_mode not in DEEP:
+        deep = ";16" in str(opened.stored_mode)  # which Pillow cuts to 8 bits a channel
+        if in_colors and mask.mode in COLORED and not deep:
             return np.asarray(mask.convert("RGB"))
         raise DataError(
             f"{path}: a mask in {opened.stored_mode} colours; masks hold one class id a pixel "
@@ -111,9 +114,10 @@ class _opened:
             ) from error
         except UnidentifiedImageError as error:
             size = self.path.stat().st_size if self.encoded is None else len(self.encoded)
+            jpeg = "; JPEG compression changes ids" if self.what == "mask" else ""
             raise UnreadableError(
-                f"{self.path}: not a readable {self.what} ({', '.join(self.formats)} are read, "
-                f"the file has {size} bytes); replace or remove it"
+                f"{self.path}: not a readable {self.what} ({', '.join(self.formats)} are read"
+                f"{jpeg}; the file has {size} bytes); replace or remove it"
             ) from error
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise UnreadableError(
@@ -173,10 +177,10 @@ class Pairs:
           DataError: as above.
         """
         path = self.masks[index]
-        mask = read_mask(path, colors=bool(self.colors))
+        mask = read_mask(path, in_colors=bool(self.colors))
         if mask.ndim == 3:
             others = self.ignore_label if self.others_void else None
-            return of_colors(mask, self.colors, others, path)
+            return colors.labelled(mask, self.colors, others, path)
         return labelled(mask, self.num_classes, self.ignore_label, self.label_map, path)
 
 
@@ -201,42 +205,6 @@ def labelled(
         mask = mapped(mask, label_map, path)
     check_ids(mask, num_classes, ignore_label, path)
     return mask
-
-
-def of_colors(mask: np.ndarray, colors: Mapping[RGB, int], others: int | None, path) -> np.ndarray:
-    """The label map [H, W] uint8 of a mask [H, W, 3] uint8 in colours; others get `others`.
-
-    Raises:
-      DataError: for other colours if `others` is None, with how many pixels have them.
-    """
-    keys, packed = packed_colors(np.array(list(colors), np.uint8)), packed_colors(mask)
-    order = np.argsort(keys)
-    places = np.searchsorted(keys[order], packed).clip(max=len(keys) - 1)
-    unknown = keys[order][places] != packed
-    if others is None and unknown.any():
-        found, counts = np.unique(packed[unknown], return_counts=True)
-        shown = ", ".join(
-            f"{unpacked_color(found[i])} ({counts[i]} px)" for i in np.argsort(-counts)[:8]
-        )
-        raise DataError(
-            f"{path}: {len(found)} colours that classes.json does not name: {shown}"
-            + (", ..." if len(found) > 8 else "")
-            + "; add them there. Many colours of few pixels come from JPEG compression or smoothed "
-            "(anti-aliased) edges: export the mask again without"
-        )
-    labels = np.array(list(colors.values()), np.uint8)[order][places]
-    return labels if others is None else np.where(unknown, np.uint8(others), labels)
-
-
-def packed_colors(colors: np.ndarray) -> np.ndarray:
-    """RGB [..., 3] uint8 as one number each, [...] int32."""
-    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
-    return red << 16 | green << 8 | blue
-
-
-def unpacked_color(color: int) -> RGB:
-    """The (red, green, blue) of a packed colour."""
-    return int(color) >> 16, int(color) >> 8 & 255, int(color) & 255
 
 
 def fingerprint(source) -> str:
@@ -296,13 +264,10 @@ def mapped(mask: np.ndarray, label_map: np.ndarray, path) -> np.ndarray:
 
 def check_ids(mask: np.ndarray, num_classes: int, ignore_label: int, path) -> None:
     """Raises DataError if `mask` holds an id that is neither a class nor `ignore_label`."""
-    if mask.dtype == np.uint8:
-        present = np.bincount(mask.ravel(), minlength=256).nonzero()[0]
-    else:
-        present = np.unique(mask)
-    wrong = present[(present != ignore_label) & ((present < 0) | (present >= num_classes))]
-    if not wrong.size:
+    outside = (mask != ignore_label) & ((mask < 0) | (mask >= num_classes))
+    if not outside.any():
         return
+    present, wrong = np.unique(mask), np.unique(mask[outside])
     hint = "raise model.num_classes, or map these ids to classes"
     if len(wrong) > 30:
         hint = "so many ids suggest a grey picture, a JPEG or smoothed edges rather than a mask"

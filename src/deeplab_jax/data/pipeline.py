@@ -14,9 +14,10 @@ from deeplab_jax.data.classification import (
     class_folders,
 )
 from deeplab_jax.data.labels import SYNTHETIC_CLASSES, Labels, labels
+from deeplab_jax.data.loader import Loader
 from deeplab_jax.data.skipping import Skipping
 from deeplab_jax.data.synthetic import Synthetic
-from deeplab_jax.data.transforms import Augment, normalization, pad_to
+from deeplab_jax.data.transforms import Augment, ResizeToRange, fill_outside, normalization
 from deeplab_jax.errors import ConfigError, did_you_mean
 
 CLASSIFICATION = ("shapes", "image_folder", "imagenet")  # a class an image
@@ -67,7 +68,8 @@ def _of_files(data: Mapping[str, Any], name: str, split: str, num_classes: int):
         from deeplab_jax.data import records  # TFDS takes a second to import
 
         read = records.source
-    return read(name, data["root"], split, num_classes, data["ignore_label"])
+    channels, ignore_label = data["channels"], data["ignore_label"]
+    return read(name, data["root"], split, num_classes, ignore_label, channels=channels)
 
 
 def _check_classes(names, num_classes: int, where) -> None:
@@ -167,17 +169,20 @@ class _Cached:
         return self.examples[index]
 
 
-def train_iterator(source, data: Mapping[str, Any], seed: int, batch_size: int):
-    """Endless grain iterator of {"image" [B, h, w, C] float32 0..255, "label" [B, h, w] int32}.
+def train_iterator(source, data: Mapping[str, Any], seed: int, batch_size: int) -> Loader:
+    """Endless batches {"image" [B, h, w, C] float32 0..255, "label" [B, h, w] int32}.
 
     Each epoch has an order of its own; every example is augmented from a random generator of
     its place in the stream. `get_state()` and `set_state()` save and restore the position.
-    Of images with a class each "label" is [B, 1, 1].
+    Of images with a class each "label" is [B, 1, 1]. Where `data.augment_on` is "device" the
+    batches are those of `Augment.windows`.
     """
     common = {"crop_size": tuple(data["crop_size"]), "flip": data["flip"]}
+    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if data["name"] in CLASSIFICATION:
         keys = ("min_crop_area", "max_aspect_ratio", "color_jitter")
         augment = RandomResizedCrop(**common, **{key: data[key] for key in keys})
+        batches = examples.random_map(augment).batch(batch_size, drop_remainder=True)
     else:
         channels = source[0]["image"].shape[-1]
         augment = Augment(
@@ -188,18 +193,14 @@ def train_iterator(source, data: Mapping[str, Any], seed: int, batch_size: int):
             ignore_label=data["ignore_label"],
             **common,
         )
-    dataset = (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(augment)
-        .batch(batch_size, drop_remainder=True)
-    )
-    threads = grain.ReadOptions(
-        num_threads=data["num_threads"], prefetch_buffer_size=max(2, data["num_threads"])
-    )
-    return iter(dataset.to_iter_dataset(threads))
+        if data["min_resize_value"] is not None:
+            sizes = ("min_resize_value", "max_resize_value", "resize_factor")
+            examples = examples.map(ResizeToRange(*(data[key] for key in sizes)))
+        finish = augment.windows if data["augment_on"] == "device" else augment.batch
+        batches = examples.random_map(augment.place).batch(
+            batch_size, drop_remainder=True, batch_fn=finish
+        )
+    return Loader(batches, data["num_threads"], data["num_workers"])
 
 
 def eval_batches(source, crop_size, pad_value, batch_size: int):
@@ -237,9 +238,14 @@ def central_batches(source, crop_size, fraction: float, batch_size: int):
 
 
 def _padded(group: list[dict], size, pad_value, batch_size: int):
-    images = [pad_to(e["image"].astype(np.float32), size, pad_value) for e in group]
-    images += images[-1:] * (batch_size - len(images))
-    return np.stack(images), group
+    channels = group[0]["image"].shape[-1]
+    images = np.empty((batch_size, *size, channels), np.float32)
+    for i, padded in enumerate(images):
+        image = group[min(i, len(group) - 1)]["image"]
+        inside = tuple(slice(0, n) for n in image.shape[:2])
+        fill_outside(padded, *inside, pad_value)
+        padded[inside] = image
+    return images, group
 
 
 def padded_size(size: tuple[int, int], crop_size: tuple[int, int] | None) -> tuple[int, int]:

@@ -5,6 +5,8 @@ their raw ids. Import it where it is needed: importing TFDS takes a second.
 """
 
 import dataclasses
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,36 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from deeplab_jax.data import datasets, files
+from deeplab_jax.data.datasets import extras
 from deeplab_jax.errors import DataError
 
 
+@dataclasses.dataclass
+class SplitConfig(tfds.core.BuilderConfig):
+    """Which split of which dataset, and which of its channels."""
+
+    dataset: str = ""
+    split: str = ""
+    channels: str = "rgb"
+
+
+def _name(dataset: str, split: str, channels: str) -> str:
+    return f"{dataset}_{split}" if channels == "rgb" else f"{dataset}_{split}_{channels}"
+
+
 class DeeplabRecords(tfds.core.GeneratorBasedBuilder):
-    """One split of a dataset of `datasets.DATASETS`, called NAME_SPLIT, in its files' order."""
+    """One split of a dataset of `datasets.DATASETS`, in its files' order.
+
+    It is called NAME_SPLIT, or NAME_SPLIT_CHANNELS where it has more than RGB.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = tuple(
-        tfds.core.BuilderConfig(name=f"{name}_{split}")
-        for name, dataset in datasets.DATASETS.items()
-        for split in dataset.splits
+        SplitConfig(name=_name(*which), dataset=which[0], split=which[1], channels=which[2])
+        for dataset in datasets.DATASETS
+        for which in itertools.product(
+            (dataset,), datasets.DATASETS[dataset].splits, datasets.channels_of(dataset)
+        )
     )
     MANUAL_DOWNLOAD_INSTRUCTIONS = "What `datasets.DATASETS[NAME].where` says, extracted."
 
@@ -33,18 +54,22 @@ class DeeplabRecords(tfds.core.GeneratorBasedBuilder):
             "name": tfds.features.Text(),
             "raw": tfds.features.Scalar(np.bool_),
         }
+        which = self.builder_config
+        for key in datasets.extras_of(which.dataset, which.channels):
+            features[key] = tfds.features.Image(shape=(None, None, extras.KINDS[key].channels))
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
         )
 
     def _split_generators(self, dl_manager):
-        name, split = self.builder_config.name.split("_", 1)
-        return {"whole": self._examples(datasets.find(name, dl_manager.manual_dir, split))}
+        which = self.builder_config
+        found = datasets.find(which.dataset, dl_manager.manual_dir, which.split, which.channels)
+        return {"whole": self._examples(found)}
 
     def _examples(self, found: datasets.Files):
         for number, (image, mask) in enumerate(zip(found.images, found.masks)):
             example = {"image": image, "label": mask, "name": image.stem, "raw": found.raw}
-            yield number, example
+            yield number, example | {key: paths[number] for key, paths in found.extras.items()}
 
     def _generate_examples(self, examples):
         return examples
@@ -57,12 +82,14 @@ class Records:
     Attributes:
       data_source: TFDS's, of encoded images.
       num_classes, ignore_label, label_map: as of `files.Pairs`; the map is for raw ids.
+      extras: {key of `extras.KINDS`: id of each stored id, None of channels}.
     """
 
     data_source: Any
     num_classes: int
     ignore_label: int
     label_map: np.ndarray | None
+    extras: Mapping[str, np.ndarray | None]
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -72,7 +99,10 @@ class Records:
         name = example["name"].decode()
         image, mask = files.read_image(name, example["image"]), self._label(example, name)
         files.check_sizes(image, mask, name, name)
-        return {"image": image, "label": mask, "name": name}
+        read = {
+            key: extras.read(key, name, table, example[key]) for key, table in self.extras.items()
+        }
+        return extras.joined({"image": image, "label": mask, "name": name}, read, name)
 
     def label(self, index: int) -> np.ndarray:
         """The mask alone, [H, W] integer; checks its ids."""
@@ -89,11 +119,18 @@ class Records:
         return f"{self.data_source.dataset_info.full_name} {len(self)} {self.label_map}"
 
 
-def source(name: str, root: str | Path, split: str, num_classes: int, ignore_label: int) -> Records:
+def source(
+    name: str,
+    root: str | Path,
+    split: str,
+    num_classes: int,
+    ignore_label: int,
+    channels: str = "rgb",
+) -> Records:
     """A split of a published dataset; prepares it in `root` the first time.
 
     Raises:
-      DataError: as `datasets.source`.
+      DataError, ConfigError: as `datasets.source`.
     """
     root = Path(root).expanduser()
     splits = datasets.DATASETS[name].splits
@@ -104,13 +141,22 @@ def source(name: str, root: str | Path, split: str, num_classes: int, ignore_lab
             f"{split!r}: read it with data.records=False"
         )
     builder = DeeplabRecords(
-        config=f"{name}_{split}", data_dir=root / "records", file_format="array_record"
+        config=_name(name, split, channels), data_dir=root / "records", file_format="array_record"
     )
     if not builder.data_path.exists():
-        datasets.source(name, root, split, num_classes, ignore_label)  # all files are there
+        datasets.source(name, root, split, num_classes, ignore_label, channels)  # all are there
         settings = tfds.download.DownloadConfig(manual_dir=root)
         builder.download_and_prepare(download_config=settings)
+    keys = datasets.extras_of(name, channels)
+    tables = datasets.extra_tables(name, ignore_label)
     examples = builder.as_data_source(
-        split="whole", decoders={key: tfds.decode.SkipDecoding() for key in ("image", "label")}
+        split="whole",
+        decoders={key: tfds.decode.SkipDecoding() for key in ("image", "label", *keys)},
     )
-    return Records(examples, num_classes, ignore_label, datasets.label_map_of(name, ignore_label))
+    return Records(
+        examples,
+        num_classes,
+        ignore_label,
+        datasets.label_map_of(name, ignore_label),
+        {key: tables.get(key) for key in keys},
+    )

@@ -1,16 +1,21 @@
 """Files that cannot be read, passed over and counted (`data.on_error=skip`)."""
 
 import dataclasses
-import sys
 from typing import Any
 
-from tqdm import tqdm
-
+from deeplab_jax import output
 from deeplab_jax.data import files
 from deeplab_jax.errors import DataError, UnreadableError, first_few
 
 TOLD = 10  # one by one; the rest is only counted
 SHARE = 0.1  # of a split; more is no accident
+
+
+def unreadable(source) -> dict[int, str]:
+    """{index: what was wrong} of the examples passed over so far; {} where none are."""
+    while source is not None and not isinstance(source, Skipping):
+        source = getattr(source, "source", None)
+    return source.unreadable if source is not None else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Skipping:
                 + first_few(self.unreadable.values())
             )
         if count <= TOLD:
-            tqdm.write(f"skipped: {problem}", file=sys.stderr)
+            output.say(f"skipped: {problem}")
 
     def fingerprint(self) -> str:
         """The source's own, and that files are passed over."""

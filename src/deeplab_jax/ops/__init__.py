@@ -13,6 +13,7 @@ from deeplab_jax.ops.convolution import (
     depthwise_conv2d,
     observing,
 )
+from deeplab_jax.ops.crops import crops
 from deeplab_jax.ops.depthwise import depthwise_native
 from deeplab_jax.ops.geometry import (
     Padding,
@@ -37,6 +38,7 @@ __all__ = [
     "average_pool",
     "batch_norm",
     "conv2d",
+    "crops",
     "default_atrous_rates",
     "dense_native",
     "depthwise_conv2d",

@@ -1,0 +1,182 @@
+"""The stream of batches: its order and position, whoever makes it, and how that ends."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import write_folder
+from test_data import DATA
+
+from deeplab_jax import runtime
+from deeplab_jax.data import files, pipeline
+from deeplab_jax.errors import DataError, ResourceError
+from deeplab_jax.train import Meter, finisher
+
+
+def stream(root, threads=1, workers=0, **changes):
+    source = files.folder(root, "all", 3, 255)
+    data = DATA | {"num_threads": threads, "num_workers": workers} | changes
+    return pipeline.train_iterator(source, data, seed=3, batch_size=3)
+
+
+def take(batches, count):
+    batches = itertools.islice(batches, count)
+    return [{key: np.array(x) for key, x in batch.items()} for batch in batches]
+
+
+def assert_same(one, other):
+    for a, b in zip(one, other, strict=True):
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data"), count=7)
+
+
+def test_threads_give_the_stream_of_one(root):
+    with stream(root) as one, stream(root, threads=3) as three:
+        assert_same(take(one, 6), take(three, 6))
+
+
+def test_workers_give_the_same_stream_and_a_dead_one_ends_it_in_words(root):
+    with stream(root) as alone, stream(root, workers=2) as two:
+        assert_same(take(alone, 3), take(two, 3))
+        assert two.get_state() == alone.get_state()
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        os.kill(workers[0].pid, signal.SIGKILL)
+        with pytest.raises(ResourceError, match=r"exit code -9.*Lower data\.num_workers"):
+            take(two, 20)
+        assert not multiprocessing.active_children()
+
+
+def test_one_worker_goes_on_where_threads_stopped_and_tells_of_a_bad_file_as_they_do(tmp_path):
+    root = write_folder(tmp_path)
+    with stream(root, threads=2) as threads, stream(root, workers=1) as worker:
+        take(threads, 2)
+        worker.set_state(json.loads(json.dumps(threads.get_state())))
+        assert_same(take(threads, 2), take(worker, 2))
+        for path in (root / "images").iterdir():
+            path.write_bytes(b"\xff\xd8 no picture")
+        threads.set_state({"next_index": 30})
+        worker.set_state({"next_index": 30})
+        said = []
+        for batches in (threads, worker):
+            with pytest.raises(DataError) as caught:
+                next(batches)
+            said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert "not a readable image" in said[0]
+
+
+def test_going_back_gives_the_batches_again(root):
+    with stream(root, threads=2) as batches:
+        take(batches, 2)
+        position = batches.get_state()
+        assert_same([next(batches)], [batches.set_state(position) or next(batches)])
+
+
+def test_the_images_of_a_stream_are_of_one_range_of_sizes_where_asked(root):
+    sizes = {"min_resize_value": 9, "max_resize_value": 99, "resize_factor": None}
+    still = {"min_scale_factor": 1.0, "max_scale_factor": 1.0, "flip": False}
+    with stream(root, **still, **sizes) as batches:
+        label = next(batches)["label"]
+    # 40x50 became 9x11.
+    assert (label[:, 9:] == 255).all()
+    assert (label[:, :, 11:] == 255).all()
+    assert (label[:, 8, :11] != 255).all()
+
+
+def test_batches_finished_on_the_device_are_those_of_the_host(root):
+    mesh = runtime.data_mesh()
+    finish = finisher(DATA | {"augment_on": "device"}, mesh)
+    with stream(root) as host, stream(root, augment_on="device") as device:
+        for expected, windows in zip(take(host, 2), take(device, 2)):
+            # Of 3, which do not split over the two devices.
+            expected, windows = ({k: x[:2] for k, x in b.items()} for b in (expected, windows))
+            batch = finish(runtime.shard_batch(windows, mesh))
+            np.testing.assert_allclose(batch["image"], expected["image"], atol=1e-3 * 255)
+            np.testing.assert_array_equal(batch["label"], expected["label"])
+            assert batch["image"].sharding == runtime.batch_sharding(mesh)
+
+
+# --- ends ---
+
+PROGRAM = """
+import json, multiprocessing, sys, time
+from deeplab_jax import runtime
+from deeplab_jax.data import files, pipeline
+
+if __name__ == "__main__":
+    source = files.folder(sys.argv[1], "all", 3, 255)
+    with pipeline.train_iterator(source, json.loads(sys.argv[2]), 0, 3) as batches:
+        next(batches)
+        print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+        while True:
+            next(batches)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_parent_however_it_ends(root, tmp_path, how):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    arguments = [tmp_path / "program.py", root, json.dumps(DATA | {"num_workers": 2})]
+    before = shared_memory()
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        process.send_signal(how)
+    assert len(workers) == 2
+    assert process.returncode != 0
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in workers) or shared_memory() - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
+# --- how long steps wait for it ---
+
+
+def test_a_step_waits_for_data_from_the_end_of_the_one_before():
+    figures = {key: jnp.float32(1) for key in ("loss", "gradient_norm", "learning_rate")}
+    meter = Meter(batch_size=4)
+    for pause in (0.0, 0.3):
+        meter.batch_is_there()
+        meter.step_began(figures)
+        time.sleep(pause)
+    meter.batch_is_there()
+    with meter.paused():
+        time.sleep(0.3)  # evaluation is neither waiting nor part of the time
+    meter.step_began(figures)
+    line = meter.finish()
+    elapsed = 12 / line["images_per_second"]
+    assert 0.3 <= elapsed < 0.6
+    assert 0.3 <= line["data_wait_share"] * elapsed + 0.01
+    meter.batch_is_there()
+    meter.step_began(figures)
+    time.sleep(0.3)
+    assert meter.finish()["data_wait_share"] < 0.5
