@@ -17,8 +17,17 @@ FLOORS = [
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers", "report"},
     {"advice", "classes", "predict", "command_line"},
-    {"check_data", "classify", "evaluate", "train", "convert", "tune_crf", "export"},
-    {"score", "segmenter"},
+    {
+        "check_data",
+        "classify",
+        "evaluate",
+        "train",
+        "convert",
+        "tune_crf",
+        "export",
+        "predict_files",
+    },
+    {"networks", "score", "segmenter"},
     {"main"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

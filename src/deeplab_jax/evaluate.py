@@ -200,7 +200,8 @@ def _batches(source, config, batch_size: int):
     if config["eval"]["tile_size"]:
         for i in range(len(source)):
             example = source[i]
-            yield example["image"][None], [example]
+            if "replaced" not in example:
+                yield example["image"][None], [example]
         return
     channels = source[0]["image"].shape[-1]
     pad_value = normalization(config["data"]["normalization"], channels)[0]

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -291,25 +290,3 @@ def _resized(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
         scale = size / max(image.shape[:2])
         size = tuple(max(1, round(n * scale)) for n in image.shape[:2])
     return resize_bilinear(image, tuple(size))
-
-
-def targets(paths: Sequence[Path], output: Path) -> dict[Path, tuple[Path, Path]]:
-    """{image: (label file, overlay file)} in the folder `output`: no two alike.
-
-    Raises:
-      ConfigError: if one of them is an input.
-    """
-    out, taken = {}, set()
-    for path in paths:
-        name, count = path.stem, 1
-        while name in taken:  # a.jpg and a.png, or a.jpg of two folders
-            count += 1
-            name = f"{path.stem}_{count}"
-        taken.add(name)
-        out[path] = (output / "labels" / f"{name}.png", output / "overlays" / f"{name}.png")
-    written = {file.resolve() for pair in out.values() for file in pair}
-    written |= {(output / name).resolve() for name in ("legend.png", "labels.json")}
-    for path in paths:
-        if path.resolve() in written:
-            raise ConfigError(f"--output={output} would overwrite the input {path}; choose another")
-    return out

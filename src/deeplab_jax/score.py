@@ -8,7 +8,7 @@ import numpy as np
 
 from deeplab_jax import metrics, runtime
 from deeplab_jax.data import files
-from deeplab_jax.data.labels import Labels
+from deeplab_jax.data.labels import IGNORE_LABEL, Labels, labels
 from deeplab_jax.errors import DataError, first_few
 from deeplab_jax.evaluate import Evaluation, Tally
 
@@ -46,23 +46,21 @@ def _by_stem(path: Path) -> dict[str, Path]:
     return by_stem
 
 
-def count_classes(truth: Sequence[Path], ignore_label: int) -> int:
-    """One more than the largest id in these masks that is not void."""
+def unnamed(truth: Sequence[Path]) -> Labels:
+    """Labels for masks of which nothing is known: as many classes as their largest id says."""
     largest = -1
     for path in truth:
         ids = files.read_mask(path)
-        largest = max(largest, int(ids[ids != ignore_label].max(initial=-1)))
+        largest = max(largest, int(ids[ids != IGNORE_LABEL].max(initial=-1)))
     if largest < 0:
-        raise DataError(f"{len(truth)} masks hold nothing but void ({ignore_label})")
-    return largest + 1
+        raise DataError(f"{len(truth)} masks hold nothing but void ({IGNORE_LABEL})")
+    return labels((), largest + 1)
 
 
 def score(
     found: Sequence[tuple[Path, Path]],
-    labels: Labels,
-    ignore_label: int,
+    known: Labels,
     *,
-    label_map: np.ndarray | None = None,
     trimap_widths: Sequence[int] = (),
     class_subset: Sequence[int] = (),
 ) -> Evaluation:
@@ -70,15 +68,13 @@ def score(
 
     Args:
       found: of `pairs`.
-      labels: names and colours.
-      ignore_label: void in the truth; a prediction may not hold it.
-      label_map: as of `files.Pairs`, for both the truth and the predictions.
+      known: names, colours, and what the ids in the files mean.
       trimap_widths, class_subset: as of `evaluate`.
 
     Raises:
       DataError: for a file that is no mask, of another size, or with ids that are no class.
     """
-    classes = len(labels.names)
+    classes, ignore_label, label_map = len(known.names), known.ignore_label, known.label_map
     tally = Tally(classes, ignore_label, trimap_widths)
     boundary = np.zeros((classes, 2), np.int64)
     with runtime.Progress(len(found), "score") as progress:
@@ -101,12 +97,12 @@ def score(
             tally.add(truth, pred)
             boundary += metrics.boundary_counts(truth, pred, classes, ignore_label)
             progress.advance()
-    figures: dict[str, Any] = tally.results(labels.names, class_subset)
+    figures: dict[str, Any] = tally.results(known.names, class_subset)
     inside, either = boundary.T
     iou = np.divide(inside, either, out=np.full(classes, np.nan), where=either > 0)
-    figures["boundary_iou"] = dict(zip(labels.names, iou.tolist()))
+    figures["boundary_iou"] = dict(zip(known.names, iou.tolist()))
     figures["mean_boundary_iou"] = float(np.nanmean(iou)) if either.any() else float("nan")
-    return Evaluation(figures, tally, [], [])
+    return Evaluation(figures, tally, {}, [])
 
 
 def _size(array: np.ndarray) -> str:
