@@ -48,13 +48,10 @@ def _by_stem(path: Path) -> dict[str, Path]:
 
 def unnamed(truth: Sequence[Path]) -> Labels:
     """Labels for masks of which nothing is known: as many classes as their largest id says."""
-    largest = -1
-    for path in truth:
-        ids = files.read_mask(path)
-        largest = max(largest, int(ids[ids != IGNORE_LABEL].max(initial=-1)))
-    if largest < 0:
+    ids = {int(i) for path in truth for i in np.unique(files.read_mask(path))} - {IGNORE_LABEL}
+    if not ids:
         raise DataError(f"{len(truth)} masks hold nothing but void ({IGNORE_LABEL})")
-    return labels((), largest + 1)
+    return labels((), max(ids) + 1)
 
 
 def score(
