@@ -142,6 +142,8 @@ def base() -> ConfigDict:
     evaluation.central_fraction = 0.875  # of an image's shorter side that a classifier sees
     evaluation.eval_scales = (1.0,)  # probabilities are averaged over these
     evaluation.add_flipped_images = False
+    evaluation.tile_size = placeholder(tuple)  # larger images in tiles of so many px; None: whole
+    evaluation.tile_overlap = 128
     evaluation.model = ConfigDict()  # the same variables at another stride
     evaluation.model.output_stride = placeholder(int)
     evaluation.model.atrous_rates = FieldReference(None, field_type=object)
@@ -169,8 +171,16 @@ def base() -> ConfigDict:
     predict.align_corners = model.get_ref("align_corners")
     predict.eval_scales = (1.0,)
     predict.add_flipped_images = False
+    predict.tile_size = placeholder(tuple)
+    predict.tile_overlap = 128
+    # See images at this (height, width), or with their longer side so long; None: as they are.
+    predict.resize = FieldReference(None, field_type=object)
     predict.crf = False
     predict.raw_ids = False  # write the dataset's own ids (Cityscapes' labelIds), not the labels
+
+    export = config.export = ConfigDict()  # at eval.model's stride, padded as predict.crop_size
+    export.probabilities = False  # beside the labels
+    export.platforms = ("cpu", "cuda", "rocm", "tpu")
     return config
 
 

@@ -13,11 +13,21 @@ PACKAGE = Path(deeplab_jax.__file__).parent
 # A module may import those of lower floors (and of its own folder).
 FLOORS = [
     {"errors", "output"},
-    {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf"},
+    {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf", "tiles"},
     {"losses", "pictures", "config", "counting"},
-    {"models", "checkpoint", "importers"},
+    {"models", "checkpoint", "importers", "report"},
     {"advice", "classes", "predict", "command_line"},
-    {"check_data", "classify", "evaluate", "train", "convert", "tune_crf"},
+    {
+        "check_data",
+        "classify",
+        "evaluate",
+        "train",
+        "convert",
+        "tune_crf",
+        "export",
+        "predict_files",
+    },
+    {"networks", "score", "segmenter"},
     {"main"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

@@ -235,3 +235,45 @@ def test_trimap_of_width_w_is_the_dilated_void():
     disk = np.hypot(*np.mgrid[-3:4, -3:4]) <= 3
     dilated = ndimage.binary_dilation(labels == 255, disk)
     np.testing.assert_array_equal(metrics.boundary_distance(labels) <= 3, dilated)
+
+
+def test_figures_equal_a_computation_from_sets_of_pixels():
+    """VOC's and Cityscapes' scripts define them by intersections and unions; so does this."""
+    rng = np.random.default_rng(0)
+    truth = rng.choice([0, 1, 2, 4, 255], (3, 30, 40), p=[0.5, 0.2, 0.1, 0.1, 0.1])
+    given = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(0, 4, truth.shape))
+    given[given == 255] = 0
+    counts = sum(metrics.confusion(t, g, 6) for t, g in zip(truth, given))
+
+    seen = {tuple(p) for p in np.argwhere(truth != 255)}
+    of_class = [{tuple(p) for p in np.argwhere(truth == c)} for c in range(6)]
+    as_class = [{tuple(p) for p in np.argwhere(given == c)} & seen for c in range(6)]
+    iou = [len(t & g) / len(t | g) if t | g else np.nan for t, g in zip(of_class, as_class)]
+    hits = sum(len(t & g) for t, g in zip(of_class, as_class))
+    accuracy = [len(t & g) / len(t) for t, g in zip(of_class, as_class) if t]
+    weighted = sum(len(t) * i for t, i in zip(of_class, iou) if t) / len(seen)
+    np.testing.assert_allclose(metrics.class_iou(counts), iou)
+    np.testing.assert_allclose(metrics.mean_iou(counts), np.nanmean(iou))
+    np.testing.assert_allclose(metrics.mean_iou(counts, range(1, 6)), np.nanmean(iou[1:]))
+    np.testing.assert_allclose(metrics.pixel_accuracy(counts), hits / len(seen))
+    np.testing.assert_allclose(metrics.mean_accuracy(counts), np.mean(accuracy))
+    np.testing.assert_allclose(metrics.frequency_weighted_iou(counts), weighted)
+
+
+def test_boundary_iou_counts_what_erosion_takes_away():
+    rng = np.random.default_rng(0)
+    truth = np.kron(rng.integers(0, 3, (5, 6)), np.ones((12, 12), int))
+    given = np.roll(truth, 3, axis=1)
+    truth[20:24, 30:40] = 255
+    counts = metrics.boundary_counts(truth, given, 4, dilation_ratio=0.04)
+    reach = round(0.04 * np.hypot(60, 72))
+    for c in range(3):
+        inner = []
+        for ids in (truth, given):
+            mask = (ids == c) & (truth != 255)
+            eroded = ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=reach)
+            inner.append(mask & ~eroded)
+        assert counts[c].tolist() == [(inner[0] & inner[1]).sum(), (inner[0] | inner[1]).sum()]
+        assert 0 < counts[c, 0] < counts[c, 1]
+    assert counts[3].tolist() == [0, 0]
+    assert (np.diff(metrics.boundary_counts(given, given, 4)) == 0).all()

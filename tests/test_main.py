@@ -13,6 +13,7 @@ from conftest import CONFIGS
 from PIL import Image
 from test_train import SMALL, small
 
+import deeplab_jax
 from deeplab_jax import advice, main
 from deeplab_jax import config as configuration
 from deeplab_jax.data import files, labels
@@ -89,7 +90,7 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
     assert "after 6 steps the running statistics of batch norm still hold 94 %" in (
         capsys.readouterr().out
     )
-    for name in ("config.json", "metrics.jsonl", "eval/results.json", "eval/confusion.csv"):
+    for name in ("config.json", "metrics.jsonl", "eval/results.json", "eval/report.html"):
         assert (workdir / name).stat().st_size > 0
     for name in ("confusion.png", "panel.png", "legend.png"):
         assert size(workdir / "eval" / name)[0] > 50
@@ -120,6 +121,14 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
     assert size(workdir / "predictions" / "overlays" / "scene 2.png") == (50, 40)
     named = json.loads((workdir / "predictions" / "labels.json").read_text())["classes"]
     assert [c["name"] for c in named] == ["ten_0", "ten_1", "ten_2"]
+    network = deeplab_jax.load(workdir)
+    assert network.classes == ("ten_0", "ten_1", "ten_2")
+    answer = network.segment(photos / "scene 2.jpg")
+    np.testing.assert_array_equal(
+        answer, files.read_mask(workdir / "predictions" / "labels" / "scene 2.png")
+    )
+    with Image.open(photos / "scene 2.jpg") as photo:
+        np.testing.assert_array_equal(network.segment(photo), answer)
     raw = small(tmp_path / "nowhere", predict__raw_ids=True, model__num_classes=None)
     main.run(raw, "predict", workdir, str(photos / "scene 2.jpg"), tmp_path / "raw")
     with Image.open(workdir / "predictions" / "labels" / "scene 2.png") as index:

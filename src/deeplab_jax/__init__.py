@@ -5,7 +5,7 @@ import importlib
 __version__ = "0.1.0"
 
 # Fetched when first asked for: `import deeplab_jax` alone loads no JAX.
-_LAZY = {"count": "counting"}
+_LAZY = {"count": "counting", "load": "segmenter"}
 
 
 def __getattr__(name: str):

@@ -126,10 +126,12 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, found: Evaluation, labels: Labels, crf: Mapping[str, Any]) -> None:
+def write(
+    folder: Path, found: Evaluation, labels: Labels, settings: Mapping[str, Any], crf=None
+) -> None:
     """Writes results.json and panel.png; arguments as `evaluate.write`'s."""
-    results = json.dumps(runtime.finite(found.figures), indent=1) + "\n"
-    runtime.write_whole(folder / "results.json", results)
+    results = runtime.finite(found.figures | {"settings": settings})
+    runtime.write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
     if found.tiles:
         picture = pictures.contact_sheet(found.tiles, "prediction")
         runtime.write_whole(folder / "panel.png", pictures.png(picture))

@@ -127,7 +127,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError("model.num_classes is not set: --config.model.num_classes=N")
     if not 1 <= classes <= most:
         raise ConfigError(f"model.num_classes={classes}: {why} 1 to {most} classes")
-    for key in ("data.crop_size", "eval.crop_size", "predict.crop_size"):
+    sizes = ("data.crop_size", "eval.crop_size", "predict.crop_size")
+    for key in (*sizes, "eval.tile_size", "predict.tile_size"):
         size = values[key]
         if size is None and key != "data.crop_size":
             continue
@@ -175,6 +176,22 @@ def check(config: Mapping[str, Any]) -> None:
         wrong = [i for i in values[key] if not 0 <= i < classes]
         if wrong:
             raise ConfigError(f"{key}: ids {wrong} are outside 0..{classes - 1}")
+    for mode in ("eval", "predict"):
+        tile, overlap = values[f"{mode}.tile_size"], values[f"{mode}.tile_overlap"]
+        if tile and not 0 <= overlap < min(tile) / 2:
+            raise ConfigError(f"{mode}.tile_overlap={overlap}: takes 0 to below half of {tile}")
+        if tile and values[f"{mode}.crf"]:
+            raise ConfigError(f"{mode}.tile_size: the CRF needs images whole")
+    resize = values["predict.resize"]
+    pair = isinstance(resize, tuple) and len(resize) == 2
+    if resize is not None and not all(
+        isinstance(n, int) and n >= 1 for n in (resize if pair else (resize,))
+    ):
+        raise ConfigError(f"predict.resize={resize}: takes (height, width), a longer side, or None")
+    if values["predict.tile_size"] and resize is not None:
+        raise ConfigError("predict.tile_size does not go with predict.resize")
+    if values["eval.tile_size"] and values["model.heads"]:
+        raise ConfigError("eval.tile_size: several heads are evaluated on whole images alone")
     if values["data.on_error"] not in ON_ERROR:
         raise ConfigError(f"data.on_error={values['data.on_error']}: takes {', '.join(ON_ERROR)}")
     _check_classifier(values, classifier)

@@ -1,9 +1,10 @@
 """Evaluation over a whole split: one confusion matrix, a table, trimaps, pictures."""
 
 import csv
+import heapq
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +12,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from deeplab_jax import metrics, pictures, runtime
+from deeplab_jax import __version__, metrics, pictures, report, runtime
+from deeplab_jax.config import eval_model
 from deeplab_jax.data import pipeline
 from deeplab_jax.data.labels import Labels
 from deeplab_jax.data.transforms import normalization
-from deeplab_jax.predict import label_maps, probability_maps, refine
+from deeplab_jax.predict import label_maps, predict, probability_maps, refine
+from deeplab_jax.report import Example
 
 
 class Tally:
@@ -27,9 +30,10 @@ class Tally:
         self.total = np.zeros((num_classes, num_classes), np.int64)
         self.bands = {width: self.total.copy() for width in self.widths}
 
-    def add(self, labels: np.ndarray, preds: np.ndarray) -> None:
-        """labels and preds [H, W]."""
-        self.total += metrics.confusion(labels, preds, self.num_classes, self.ignore_label)
+    def add(self, labels: np.ndarray, preds: np.ndarray) -> float:
+        """Counts labels and preds [H, W]; returns their own mean IoU."""
+        counts = metrics.confusion(labels, preds, self.num_classes, self.ignore_label)
+        self.total += counts
         if self.widths:
             distance = metrics.boundary_distance(labels, self.ignore_label)
             for width in self.widths:
@@ -37,13 +41,19 @@ class Tally:
                 self.bands[width] += metrics.confusion(
                     labels[near], preds[near], self.num_classes, self.ignore_label
                 )
+        return metrics.mean_iou(counts)
 
     def results(self, names: Sequence[str], class_subset: Sequence[int] = ()) -> dict[str, Any]:
         """The split's figures; shares in 0..1, NaN where there is nothing to measure."""
         results = {
             "mean_iou": metrics.mean_iou(self.total),
             "pixel_accuracy": metrics.pixel_accuracy(self.total),
+            "mean_accuracy": metrics.mean_accuracy(self.total),
+            "frequency_weighted_iou": metrics.frequency_weighted_iou(self.total),
         }
+        if names[0] == "background":
+            rest = range(1, self.num_classes)
+            results["mean_iou_without_background"] = metrics.mean_iou(self.total, rest)
         if class_subset:
             subset = metrics.mean_iou(self.total, class_subset)
             results[f"mean_iou_{len(class_subset)}"] = subset
@@ -57,6 +67,38 @@ class Tally:
         return results
 
 
+class Shown:
+    """Keeps a few images of a long stream: some spread over it, the best and the worst."""
+
+    EXTREMES = 4
+
+    def __init__(self, total: int, count: int):
+        self.places = set(np.linspace(0, total - 1, count).astype(int).tolist()) if count else set()
+        self.spread: list[Example] = []
+        self.extremes = {"best": [], "worst": []}  # heaps of (score, -place, Example)
+        self.kept = min(self.EXTREMES, count)
+
+    def add(self, place: int, iou: float, make: Callable[[], Example]) -> None:
+        """`make` is called for an image that is kept."""
+        if place in self.places:
+            self.spread.append(make())
+        if np.isnan(iou):
+            return
+        for heap, score in zip(self.extremes.values(), (iou, -iou)):
+            if len(heap) < self.kept:
+                heapq.heappush(heap, (score, -place, make()))
+            elif heap and score > heap[0][0]:
+                heapq.heapreplace(heap, (score, -place, make()))
+
+    def groups(self) -> dict[str, list[Example]]:
+        """{"best", "worst", "spread over the split": examples, the most extreme first}."""
+        extremes = {
+            name: [example for *_, example in sorted(heap, key=lambda kept: kept[:2])[::-1]]
+            for name, heap in self.extremes.items()
+        }
+        return extremes | {"spread over the split": self.spread}
+
+
 class Evaluation(NamedTuple):
     """What `evaluate` found.
 
@@ -64,14 +106,15 @@ class Evaluation(NamedTuple):
       figures: JSON-able. With `eval.crf` those after it, and "before_crf", those before. Of a head
         NAME "mean_iou_NAME" and "pixel_accuracy_NAME".
       tally: counts behind them.
-      rows: [image, truth, prediction] pictures, with the CRF also what it was given.
+      examples: {heading: images}, each with its truth and prediction, with the CRF before and
+        after it.
       beliefs: with the CRF, pictures of an image and of one class's probability in it, before and
         after some iterations.
     """
 
     figures: dict[str, Any]
     tally: Tally
-    rows: list[list[np.ndarray]]
+    examples: dict[str, list[Example]]
     beliefs: list[list[np.ndarray]]
 
 
@@ -101,29 +144,26 @@ def evaluate(
     ignore_label = data["ignore_label"]
     # Rounded up to the devices: a batch is filled up with repeated images anyway.
     batch_size = -(-config["eval"]["batch_size"] // mesh.size) * mesh.size
-    channels = source[0]["image"].shape[-1]
+    tile_size = config["eval"]["tile_size"]
+    tiling = {"tile_size": tile_size, "tile_overlap": config["eval"]["tile_overlap"]}
+    tiling = tiling if tile_size else {}
     crf = config["crf"] if config["eval"]["crf"] else None
     heads = dict(config["model"]["heads"] or {})
     of_heads = {name: Tally(classes, ignore_label) for name, classes in heads.items()}
     tallies = [Tally(num_classes, ignore_label, trimap_widths) for _ in range(2 if crf else 1)]
-    shown = set(np.linspace(0, len(source) - 1, panels).astype(int).tolist()) if panels else set()
-    rows, beliefs, seen = [], [], 0
+    shown, beliefs, seen = Shown(len(source), panels), [], 0
     with runtime.Progress(len(source), "eval") as progress:
-        for images, examples in pipeline.eval_batches(
-            source,
-            config["eval"]["crop_size"],
-            normalization(data["normalization"], channels)[0],
-            batch_size,
-        ):
+        for images, examples in _batches(source, config, batch_size):
             see = partial(
-                probability_maps if crf else label_maps,
+                _tiled if tile_size else probability_maps if crf else label_maps,
                 module,
                 variables,
-                runtime.shard_batch(images, mesh),
+                images if tile_size else runtime.shard_batch(images, mesh),
                 normalization=data["normalization"],
                 align_corners=config["model"]["align_corners"],
                 eval_scales=config["eval"]["eval_scales"],
                 add_flipped_images=config["eval"]["add_flipped_images"],
+                **tiling,
             )
             answer = see()
             for name, tally in of_heads.items():  # a pass a head
@@ -136,12 +176,11 @@ def evaluate(
                 preds = [given[: truth.shape[0], : truth.shape[1]]]
                 if crf:
                     preds = [refine(image, given, truth.shape, crf), preds[0].argmax(-1)]
-                for tally, pred in zip(tallies, preds):
-                    tally.add(truth, pred)
-                if seen in shown:
-                    rows.append(_row(example["image"], truth, preds, labels, ignore_label))
-                    if crf:
-                        beliefs.append(_beliefs(image, given, truth.shape, crf, labels))
+                iou, *_ = [tally.add(truth, pred) for tally, pred in zip(tallies, preds)]
+                draw = partial(_drawn, example, iou, preds, labels, ignore_label)
+                shown.add(seen, iou, draw)
+                if crf and seen in shown.places:
+                    beliefs.append(_beliefs(image, given, truth.shape, crf, labels))
                 seen += 1
             progress.advance(len(examples))
     subset = config["eval"]["class_subset"]
@@ -153,14 +192,35 @@ def evaluate(
     for name, tally in of_heads.items():
         results[f"mean_iou_{name}"] = metrics.mean_iou(tally.total)
         results[f"pixel_accuracy_{name}"] = metrics.pixel_accuracy(tally.total)
-    return Evaluation(results, tallies[0], rows, beliefs)
+    return Evaluation(results, tallies[0], shown.groups(), beliefs)
 
 
-def _row(image, truth, preds, labels: Labels, ignore_label: int) -> list[np.ndarray]:
-    image = image[..., :3]
+def _batches(source, config, batch_size: int):
+    """(images [B, H, W, C], examples): padded ones, or each as it is where tiles are to see it."""
+    if config["eval"]["tile_size"]:
+        for i in range(len(source)):
+            example = source[i]
+            if "replaced" not in example:
+                yield example["image"][None], [example]
+        return
+    channels = source[0]["image"].shape[-1]
+    pad_value = normalization(config["data"]["normalization"], channels)[0]
+    yield from pipeline.eval_batches(source, config["eval"]["crop_size"], pad_value, batch_size)
+
+
+def _tiled(module, variables, images, **options) -> np.ndarray:
+    return predict(module, variables, images[0], **options)[None]
+
+
+def _drawn(example, iou: float, preds, labels: Labels, ignore_label: int) -> Example:
+    image, truth = example["image"][..., :3], example["label"]
     void = (truth == ignore_label)[..., None]
     truth = np.where(void, pictures.PAPER, labels.palette[truth.astype(np.uint8)]).astype(np.uint8)
-    return [pictures.fit(x, 320) for x in (image, truth, *(labels.palette[p] for p in preds))]
+    found = [labels.palette[pred] for pred in preds]
+    titles = ("prediction",) if len(found) == 1 else ("after the CRF", "before the CRF")
+    layers = {"image": image, "truth": truth} | dict(reversed([*zip(titles, found)]))
+    layers = {title: pictures.fit(layer, 320) for title, layer in layers.items()}
+    return Example(str(example.get("name", "")), iou, layers)
 
 
 def _beliefs(image, probs, size, crf, labels: Labels) -> list[np.ndarray]:
@@ -178,6 +238,35 @@ def _beliefs(image, probs, size, crf, labels: Labels) -> list[np.ndarray]:
 def belief_iterations(crf: Mapping[str, Any]) -> list[int]:
     """Which of the mean field's iterations the picture shows: those of the papers' figure."""
     return sorted({min(i, crf["iterations"]) for i in (1, 2, crf["iterations"])})
+
+
+def settings(config: Mapping[str, Any], weights: str, images: int) -> dict[str, Any]:
+    """How an evaluation was made, for its files.
+
+    Args:
+      config: the whole configuration.
+      weights: which they were.
+      images: how many were evaluated.
+    """
+    model, given = eval_model(config), config["eval"]
+    tiles = given["tile_size"] and f"{_size(given['tile_size'])}, overlap {given['tile_overlap']}"
+    padded = "each image's own size" if given["crop_size"] is None else _size(given["crop_size"])
+    return {
+        "weights": weights,
+        "model": f"{model['name']} {model['backbone']}",
+        "output stride": model["output_stride"],
+        "atrous rates": str(model["atrous_rates"]),
+        "dataset": f"{config['data']['name']} {given['split']}, {images} images",
+        "scales": ", ".join(map(str, given["eval_scales"])),
+        "mirrored": given["add_flipped_images"],
+        "padded to": tiles or padded,
+        "CRF": given["crf"] and ", ".join(f"{k} {v}" for k, v in config["crf"].items()),
+        "deeplab_jax": __version__,
+    }
+
+
+def _size(size) -> str:
+    return f"{size[1]}x{size[0]}"
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -203,7 +292,7 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"{what}: {_percent(value)}{was}")
 
     for key, value in results.items():
-        if key.startswith(("mean_iou", "pixel_accuracy")):
+        if key.startswith(("mean_", "pixel_accuracy", "frequency")):
             line(key.replace("_", " "), value, before.get(key))
     trimaps = before.get("trimap_mean_iou", {})
     for width, value in results.get("trimap_mean_iou", {}).items():
@@ -217,14 +306,24 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, found: Evaluation, labels: Labels, crf: Mapping[str, Any]) -> None:
-    """Writes results.json, confusion.csv, confusion.png, legend.png, panel.png, with the CRF also
-    belief_maps.png; `crf` is that section of the configuration."""
+def write(
+    folder: Path, found: Evaluation, labels: Labels, settings: Mapping[str, Any], crf=None
+) -> None:
+    """Writes results.json, report.html, confusion.csv, confusion.png, legend.png, panel.png, with
+    the CRF also belief_maps.png.
+
+    Args:
+      settings: {what: value} of how it was measured, for the files.
+      crf: that section of the configuration, if the CRF was used.
+    """
     results, tally = found.figures, found.tally
     folder.mkdir(parents=True, exist_ok=True)
     runtime.write_whole(
-        folder / "results.json", json.dumps(runtime.finite(results), indent=1) + "\n"
+        folder / "results.json",
+        json.dumps(runtime.finite(results | {"settings": settings}), indent=1) + "\n",
     )
+    page = report.page(results, tally.total, labels, found.examples, settings)
+    runtime.write_whole(folder / "report.html", page)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["truth \\ prediction", *labels.names])
@@ -233,9 +332,10 @@ def write(folder: Path, found: Evaluation, labels: Labels, crf: Mapping[str, Any
     picture = pictures.confusion_matrix(tally.total, labels.names)
     runtime.write_whole(folder / "confusion.png", pictures.png(picture))
     runtime.write_whole(folder / "legend.png", pictures.png(pictures.legend(labels)))
-    if found.rows:
-        titles = ("image", "truth", "prediction", "before the CRF")[: len(found.rows[0])]
-        picture = pictures.panel(found.rows, titles)
+    rows = found.examples.get("spread over the split")
+    if rows:
+        layers = [list(example.layers.values()) for example in rows]
+        picture = pictures.panel(layers, list(rows[0].layers))
         runtime.write_whole(folder / "panel.png", pictures.png(picture))
     if found.beliefs:
         titles = [f"iteration {i}" for i in belief_iterations(crf)]

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import jax
-from flax.traverse_util import flatten_dict
 
 from deeplab_jax import (
     advice,
@@ -16,31 +15,35 @@ from deeplab_jax import (
     convert,
     counting,
     evaluate,
+    export,
     huge_pages,
-    importers,
-    models,
-    pictures,
+    networks,
+    predict_files,
     runtime,
     tune_crf,
 )
 from deeplab_jax import check_data as checking
 from deeplab_jax import config as configuration
-from deeplab_jax import predict as prediction
+from deeplab_jax import score as scores
 from deeplab_jax import train as training
 from deeplab_jax.data import balance, datasets, files, pipeline
 from deeplab_jax.data.skipping import unreadable
-from deeplab_jax.data.transforms import normalization
 from deeplab_jax.errors import (
     ConfigError,
     DataError,
     ResourceError,
     UserError,
-    WeightsError,
     did_you_mean,
 )
 from deeplab_jax.models.folding import fold_batch_norm
 
-LABEL_MAPS = ("predict", "check_data", "tune_crf")  # modes that a classifier has no use for
+LABEL_MAPS = (
+    "predict",
+    "check_data",
+    "tune_crf",
+    "export",
+    "score",
+)  # modes that a classifier has no use for
 
 
 def run(
@@ -51,18 +54,21 @@ def run(
     output: Path | None = None,
     profile: bool = False,
     spec: str | None = None,
+    truth: str | None = None,
 ):
     """Does one mode; what the command line and the tests call.
 
     Args:
-      config: see configs/common.py; None only to import, the file then says what it is. A number
-        of classes that is None becomes that of the user's own data.
+      config: see configs/common.py; None only to import, the file then says what it is, and to
+        score. A number of classes that is None becomes that of the user's own data.
       mode: one of `command_line.MODES`.
       workdir: for everything that is written.
-      input: predict: file, folder or glob; import: weight file.
-      output: predict, import: where to, if not workdir/predictions, workdir.
+      input: predict: file, folder or glob; import: weight file; score: folder of label images.
+      output: predict, export, score, import: where to, if not workdir/predictions, workdir/export,
+        workdir/score, workdir.
       profile: write a trace of the work to workdir/profile; of training a few steps.
       spec: "FILE.py:preset" of `config`; check_data bases the configuration it writes on it.
+      truth: score: folder of masks.
 
     Returns:
       The figures of the evaluation (train, eval), or None.
@@ -88,7 +94,11 @@ def run(
         return _train(config, workdir, traces)
     if mode == "import":
         return _import(config, input, output or workdir)
+    if mode == "score":
+        return _score(config, workdir, input, truth, output)
     with runtime.profile(traces):
+        if mode == "export":
+            return _export(config, workdir, output or workdir / "export")
         if mode == "predict":
             return _predict(config, workdir, input, output)
         if mode == "check_data":
@@ -98,7 +108,7 @@ def run(
 
 
 def _train(config, workdir: Path, traces: Path | None):
-    module, eval_module = _build(config)
+    module, eval_module = networks.build(config)
     mesh = runtime.data_mesh()
     training.check_batch(config.train, mesh)
     source = pipeline.source(config.data, config.data.train_split, config.model.num_classes)
@@ -115,7 +125,7 @@ def _train(config, workdir: Path, traces: Path | None):
     if checkpoint.latest_step(workdir) == 0:  # imported here
         variables, _ = checkpoint.load_variables(workdir, variables)
     elif config.init_from and not checkpoint.latest_step(workdir):
-        variables = _load(config, variables)
+        variables = networks.load(config, variables)
     batches = pipeline.train_iterator(source, config.data, config.seed, config.train.batch_size)
 
     runtime.write_whole(workdir / "config.json", configuration.to_json(recipe))
@@ -172,14 +182,14 @@ def _scoring(config):
 
 
 def _eval(config, workdir: Path):
-    module, eval_module = _build(config)
+    module, eval_module = networks.build(config)
     source = pipeline.source(config.data, config.eval.split, config.model.num_classes)
     labels = pipeline.class_labels(config.data, config.model.num_classes)
     kept = classes.kept_labels(config, workdir)
     if kept is not None and kept.names != labels.names:
         runtime.say(f"warning: trained with the classes {kept.names}, the data have {labels.names}")
     _check_heads(config, source[0])
-    variables, step = _trained(config, workdir, module, source[0]["image"].shape[-1])
+    variables, step = networks.trained(config, workdir, module, source[0]["image"].shape[-1])
     return _evaluate_fully(config, workdir, eval_module, variables, source, labels, step)
 
 
@@ -190,13 +200,7 @@ def _check_heads(config, example) -> None:
                 f"model.heads names {name!r}, but data.name={config.data.name} has no label_{name}"
                 " (the embedded scenes have one with --config.data.synthetic.geometry=True)"
             )
-    _check_channels(config, example["image"].shape[-1])
-
-
-def _check_channels(config, channels: int) -> None:
-    groups = config.model.channel_groups
-    if groups and sum(groups) != channels:
-        raise ConfigError(f"model.channel_groups={tuple(groups)} for images of {channels} channels")
+    networks.check_channels(config, example["image"].shape[-1])
 
 
 def _evaluate_fully(config, workdir, module, variables, source, labels, step):
@@ -213,12 +217,15 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
     )
     folder = workdir / "eval"
     results = found.figures
-    scoring.write(folder, found, labels, config.crf)
+    weights = f"{workdir}, step {step}" if step else config.init_from or str(workdir)
+    settings = evaluate.settings(config, weights, len(source))
+    scoring.write(folder, found, labels, settings, config.crf)
     _write_metrics(workdir, step, config.eval.split, results)
     runtime.say(scoring.table(results))
     if left_out := results.get("left_out"):
         runtime.say(f"{left_out} of {len(source)} images could not be read and are left out")
-    runtime.say(f"pictures and tables in {folder}")
+    opened = "report.html, " if scoring is evaluate else ""
+    runtime.say(f"{opened}pictures and tables in {folder}")
     return results
 
 
@@ -232,36 +239,78 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
         )
     paths = files.find_images(input)
     output = output or workdir / "predictions"
-    targets = prediction.targets(paths, output)
-    module, eval_module = _build(config)
-    _check_channels(config, 3)
-    variables, _ = _trained(config, workdir, module, 3)
+    targets = predict_files.targets(paths, output)
+    module, eval_module = networks.build(config)
+    networks.check_channels(config, 3)
+    variables, _ = networks.trained(config, workdir, module, 3)
     # Not frozen: images differ in size, and constants would make every size compile for longer.
     variables = fold_batch_norm(eval_module, variables)
     labels = classes.kept_labels(config, workdir)
     labels = labels or pipeline.class_labels(config.data, config.model.num_classes)
-    raw_ids = labels.first_raw_ids if config.predict.raw_ids else None
-    runtime.write_whole(output / "legend.png", pictures.png(pictures.legend(labels)))
     options = dict(config.predict) | {"crf": dict(config.crf) if config.predict.crf else None}
-    options["raw_ids"] = None  # the overlay takes the classes' own
-    runtime.write_whole(output / classes.KEPT, labels.to_json())
-    with runtime.Progress(len(paths), "predict") as progress:
-        for path, (index_file, overlay_file) in targets.items():
-            image = files.read_image(path)
-            pred = prediction.predict(eval_module, variables, image, **options)
-            index = pictures.indexed(pred, labels.palette) if raw_ids is None else raw_ids[pred]
-            runtime.write_whole(index_file, pictures.png(index))
-            drawn = pictures.overlay(image, pred, labels.palette)
-            runtime.write_whole(overlay_file, pictures.png(drawn))
-            progress.advance()
+    predict_files.predict_files(eval_module, variables, targets, output, labels, options)
     runtime.say(f"{len(paths)} images segmented: {output}")
+
+
+def _export(config, workdir: Path, folder: Path):
+    """Writes the network as it is evaluated, as a program that needs nothing of this package."""
+    given = config.predict
+    if tuple(given.eval_scales) != (1.0,) or given.crf or given.tile_size or given.resize:
+        raise ConfigError(
+            "--mode=export writes the network alone: predict.eval_scales, crf, tile_size and "
+            "resize are of --mode=predict"
+        )
+    module, eval_module = networks.build(config)
+    channels = sum(config.model.channel_groups or (3,))
+    variables, step = networks.trained(config, workdir, module, channels)
+    labels = classes.kept_labels(config, workdir)
+    labels = labels or pipeline.class_labels(config.data, config.model.num_classes)
+    found = export.export(
+        eval_module,
+        variables,
+        folder,
+        labels,
+        normalization=given.normalization,
+        align_corners=given.align_corners,
+        crop_size=given.crop_size,
+        channels=channels,
+        origin=f"{config.model.name} {config.model.backbone}, step {step}",
+        **config.export,
+    )
+    for case in found["cases"]:
+        height, width = case["size"]
+        runtime.say(
+            f"{case['images']} of {width}x{height} px: {case['different']} of {case['pixels']} "
+            f"pixels differ from the network, {case['classes']} classes"
+        )
+    runtime.say(f"{found['bytes'] / 1e6:.1f} MB for {', '.join(found['platforms'])}: {folder}")
+    return found
+
+
+def _score(config, workdir: Path | None, input: str | None, truth: str | None, output: Path | None):
+    """Scores label images of any origin."""
+    if not (input and truth):
+        raise ConfigError("--mode=score needs --input=PREDICTIONS and --truth=MASKS, folders")
+    found = scores.pairs(Path(input).expanduser(), Path(truth).expanduser())
+    if config is None:
+        labels, widths, subset = scores.unnamed([mask for _, mask in found]), (), ()
+    else:
+        labels = pipeline.class_labels(config.data, config.model.num_classes)
+        widths, subset = config.eval.trimap_widths, config.eval.class_subset
+    result = scores.score(found, labels, trimap_widths=widths, class_subset=subset)
+    runtime.say(evaluate.table(result.figures))
+    if folder := output or (workdir and workdir / "score"):
+        settings = {"predictions": input, "truth": truth, "images": len(found)}
+        evaluate.write(folder, result, labels, settings)
+        runtime.say(f"report.html, pictures and tables in {folder}")
+    return result.figures
 
 
 def _tune_crf(config, workdir: Path):
     """Searches w1, sigma_alpha and sigma_beta on some images of the evaluation split."""
-    module, eval_module = _build(config)
+    module, eval_module = networks.build(config)
     source = pipeline.source(config.data, config.eval.split, config.model.num_classes)
-    variables, step = _trained(config, workdir, module, source[0]["image"].shape[-1])
+    variables, step = networks.trained(config, workdir, module, source[0]["image"].shape[-1])
     variables = fold_batch_norm(eval_module, variables)
     setting = {"step": step, "init_from": config.init_from}
     best = tune_crf.tune(eval_module, variables, source, config, workdir / "tune_crf", setting)
@@ -281,7 +330,7 @@ def _import(config, input: str | None, output: Path):
 
 def _count(config, workdir: Path | None):
     """Prints parameters and multiply-adds by layer, of the model and the scales of evaluation."""
-    _, module = _build(config)
+    _, module = networks.build(config)
     size = config.eval.crop_size or config.data.crop_size
     channels = sum(config.model.channel_groups or (3,))
     result = counting.count(module, size, channels=channels)
@@ -298,60 +347,6 @@ def _count(config, workdir: Path | None):
     if workdir:
         runtime.write_whole(workdir / "count.json", json.dumps(result, indent=1) + "\n")
     return result
-
-
-def _build(config):
-    """(module to train, module to evaluate), over the same variables."""
-    try:
-        normalization(config.data.normalization)
-        return models.build(**config.model), models.build(**configuration.eval_model(config))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.model: {error}") from error
-
-
-def _trained(config, workdir: Path, module, channels: int):
-    """(variables, step): of the workdir's newest checkpoint, else of `init_from`."""
-    like = jax.eval_shape(lambda: training.init_variables(module, 0, channels))
-    if checkpoint.latest_step(workdir) is not None:
-        _check_start(config, workdir)
-        variables, step = checkpoint.load_variables(workdir, like)
-        runtime.say(f"weights: {workdir}, step {step}")
-        return variables, step
-    if not config.init_from:
-        raise WeightsError(f"{workdir}: no checkpoint here; train first or set --config.init_from")
-    return _load(config, like), 0
-
-
-def _check_start(config, workdir: Path) -> None:
-    """Raises ConfigError if `init_from` names other weights than this workdir's came from."""
-    try:
-        start = json.loads((workdir / "config.json").read_text())["init_from"]
-    except (OSError, ValueError, KeyError):
-        return  # not written by this version: nothing to compare with
-    wanted = config.init_from
-    if wanted and wanted != start and Path(wanted).resolve() != workdir.resolve():
-        raise ConfigError(
-            f"{workdir} holds a checkpoint that came from {start or 'no weights'}, not from "
-            f"init_from={wanted}; use another --workdir, or leave init_from out"
-        )
-
-
-def _load(config, target):
-    init_from = str(Path(config.init_from).expanduser())
-    for warning in advice.before_loading(config, Path(init_from)):
-        runtime.say(warning)
-    if checkpoint.latest_step(Path(init_from)) is not None:
-        saved, step = checkpoint.read_variables(Path(init_from))
-        source = {"/".join(path): array for path, array in flatten_dict(saved).items()}
-        name = f"{init_from}, step {step}"
-    else:
-        source, name = init_from, init_from
-    variables = importers.load(source, target, log=runtime.say, name=name)
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables)):
-        raise WeightsError(
-            f"{init_from}: a backbone alone, or a classifier of other classes; train first"
-        )
-    return jax.device_put(variables)  # files give NumPy arrays, sent anew at every call
 
 
 def _write_metrics(workdir: Path, step: int, split: str, results) -> None:
@@ -381,6 +376,7 @@ def main() -> int:
             Path(flags.output).expanduser() if flags.output else None,
             flags.profile,
             command_line.config_spec(argv),
+            flags.truth,
         )
     except UserError as error:
         if "--debug" in argv:

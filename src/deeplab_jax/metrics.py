@@ -47,6 +47,21 @@ def mean_iou(confusion: np.ndarray, classes: Sequence[int] | None = None) -> flo
     return float(present.mean()) if present.size else float("nan")
 
 
+def frequency_weighted_iou(confusion: np.ndarray) -> float:
+    """`class_iou`, weighed by how often a class is labelled ([FCN] Sec. 5); NaN without labels."""
+    total = confusion.sum()
+    if not total:
+        return float("nan")
+    return float(confusion.sum(axis=1) @ np.nan_to_num(class_iou(confusion)) / total)
+
+
+def mean_accuracy(confusion: np.ndarray) -> float:
+    """Mean over labelled classes of the share of their pixels predicted right ([FCN] Sec. 5)."""
+    labelled = confusion.sum(axis=1)
+    shares = np.diag(confusion)[labelled > 0] / labelled[labelled > 0]
+    return float(shares.mean()) if shares.size else float("nan")
+
+
 def pixel_accuracy(confusion: np.ndarray) -> float:
     """Share of labelled pixels predicted right; NaN without labelled pixels."""
     total = confusion.sum()
@@ -72,3 +87,34 @@ def boundary_distance(labels: np.ndarray, ignore_label: int = 255) -> np.ndarray
     if not boundary.any():
         return np.full(labels.shape, np.inf)
     return ndimage.distance_transform_edt(~boundary)
+
+
+def boundary_counts(
+    labels: np.ndarray,
+    preds: np.ndarray,
+    num_classes: int,
+    ignore_label: int = 255,
+    dilation_ratio: float = 0.02,
+) -> np.ndarray:
+    """What boundary IoU (arXiv 2103.16562) divides, of one image: [C, 2] int64, which add.
+
+    Column 0 counts the pixels that lie within d px inside the contour of both the labelled and the
+    predicted region of a class, column 1 those of either. The image's edge is a contour.
+
+    Args:
+      labels, preds: ids [H, W]; nothing is counted where labels are void.
+      dilation_ratio: d as a share of the image's diagonal.
+    """
+    reach = max(1, round(dilation_ratio * float(np.hypot(*labels.shape))))
+    valid = labels != ignore_label
+    counts = np.zeros((num_classes, 2), np.int64)
+    for c in np.union1d(labels[valid], preds[valid]):
+        truth, given = (_inner_boundary((ids == c) & valid, reach) for ids in (labels, preds))
+        counts[c] = (truth & given).sum(), (truth | given).sum()
+    return counts
+
+
+def _inner_boundary(mask: np.ndarray, reach: int) -> np.ndarray:
+    """Pixels of `mask` that `reach` erosions by 3x3 squares take away."""
+    depth = ndimage.distance_transform_cdt(np.pad(mask, 1), "chessboard")[1:-1, 1:-1]
+    return mask & (depth <= reach)

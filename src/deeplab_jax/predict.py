@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -11,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import crf as fully_connected
-from deeplab_jax import ops
+from deeplab_jax import ops, tiles
 from deeplab_jax.data.pipeline import padded_size
 from deeplab_jax.data.transforms import normalization as mean_and_std
-from deeplab_jax.data.transforms import pad_to
+from deeplab_jax.data.transforms import pad_to, resize_bilinear
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.folding import fold_batch_norm
 
@@ -189,6 +188,9 @@ def predict(
     align_corners: bool = True,
     eval_scales: Sequence[float] = (1.0,),
     add_flipped_images: bool = False,
+    tile_size: tuple[int, int] | None = None,
+    tile_overlap: int = 128,
+    resize: int | tuple[int, int] | None = None,
     crf: Mapping[str, Any] | None = None,
     raw_ids: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -198,12 +200,17 @@ def predict(
       module: from `models.build`.
       variables: {"params", "batch_stats"}, folded ones or not.
       image: [H, W, C] uint8, RGB first.
-      crop_size: (height, width) to pad to with the mean pixel, if the image fits; None pads to
-        the next 64 k + 1.
+      crop_size: (height, width) to pad to with the mean pixel; a longer side, and with None either,
+        is padded to the next 64 k + 1.
       normalization: the one the weights were trained with.
       align_corners: of the logits' upsampling and of scaled images.
       eval_scales: the image is seen at each of these; their probabilities are averaged.
       add_flipped_images: and mirrored at each.
+      tile_size: (height, width) of tiles that larger images are seen in, in the memory of one band
+        of them; None sees any image whole. See `tiles.blended`.
+      tile_overlap: px that neighbouring tiles share.
+      resize: see the image at this size, (height, width), or with its longer side so long; its
+        probabilities are resized back.
       crf: refine the answer, with these keywords of `crf.mean_field`; None or False: do not.
       raw_ids: [classes], give these ids (`Labels.first_raw_ids`) instead of the classes' own; None
         or False: do not.
@@ -213,22 +220,39 @@ def predict(
 
     Raises:
       ValueError: if `image` is not [H, W, C] uint8.
+      ConfigError: for a CRF over tiles, or tiles that overlap by half or more.
     """
-    padded = _padded(image, crop_size, normalization)
-    height, width, _ = image.shape
+    _check(image)
     options = {
         "normalization": normalization,
         "align_corners": align_corners,
         "eval_scales": eval_scales,
         "add_flipped_images": add_flipped_images,
     }
-    if crf is not None and crf is not False:
+    seen = image if resize is None else _resized(image, resize)
+    size, seen_size = image.shape[:2], seen.shape[:2]
+    if tile_size is not None and any(n > t for n, t in zip(size, tile_size)):
+        if crf or resize is not None:
+            raise ConfigError("tiles go neither with the CRF nor with resizing: tile_size=None")
+        see = functools.partial(probabilities, module, variables, **options)
+        bands = tiles.blended(image, see, tile_size, tile_overlap)
+        labels = np.concatenate([probs.argmax(-1).astype(np.uint8) for _, probs in bands])
+    elif crf or resize is not None:
+        padded = _padded(seen, crop_size, normalization)
         probs = probability_maps(module, variables, padded[None], **options)
-        labels = refine(padded, probs[0], (height, width), crf)
+        if resize is not None:
+            probs = _cut(probs, seen_size)
+            padded, probs = image, ops.resize_bilinear(probs, size, align_corners)
+        labels = refine(padded, probs[0], size, crf) if crf else np.asarray(_argmax(probs[0]))
     else:
-        maps = label_maps(module, variables, padded[None], **options)
-        labels = np.asarray(maps[0, :height, :width])
+        padded = _padded(image, crop_size, normalization)
+        labels = np.asarray(_cut(label_maps(module, variables, padded[None], **options), size)[0])
     return labels if raw_ids is None or raw_ids is False else raw_ids[labels]
+
+
+def _cut(maps, size: tuple[int, int]):
+    """[B, H, W, ...] → its upper left (height, width), without the padding."""
+    return maps[:, : size[0], : size[1]]
 
 
 def probabilities(
@@ -244,35 +268,25 @@ def probabilities(
 
     `options` are those of `probability_maps`; errors are `predict`'s.
     """
+    _check(image)
     padded = _padded(image, crop_size, normalization)[None]
     maps = probability_maps(module, variables, padded, normalization=normalization, **options)
     return np.asarray(maps[0, : image.shape[0], : image.shape[1]])
 
 
-def _padded(image, crop_size, normalization) -> np.ndarray:
+def _check(image: np.ndarray) -> None:
     if image.ndim != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be [H, W, C] uint8, not {image.dtype} {image.shape}")
+
+
+def _padded(image: np.ndarray, crop_size, normalization) -> np.ndarray:
     pad_value = mean_and_std(normalization, image.shape[-1])[0]
     return pad_to(image.astype(np.float32), padded_size(image.shape[:2], crop_size), pad_value)
 
 
-def targets(paths: Sequence[Path], output: Path) -> dict[Path, tuple[Path, Path]]:
-    """{image: (label file, overlay file)} in the folder `output`: no two alike.
-
-    Raises:
-      ConfigError: if one of them is an input.
-    """
-    out, taken = {}, set()
-    for path in paths:
-        name, count = path.stem, 1
-        while name in taken:  # a.jpg and a.png, or a.jpg of two folders
-            count += 1
-            name = f"{path.stem}_{count}"
-        taken.add(name)
-        out[path] = (output / "labels" / f"{name}.png", output / "overlays" / f"{name}.png")
-    written = {file.resolve() for pair in out.values() for file in pair}
-    written |= {(output / name).resolve() for name in ("legend.png", "labels.json")}
-    for path in paths:
-        if path.resolve() in written:
-            raise ConfigError(f"--output={output} would overwrite the input {path}; choose another")
-    return out
+def _resized(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """[H, W, C] → float32 of this (height, width), or with its longer side so long."""
+    if isinstance(size, int):
+        scale = size / max(image.shape[:2])
+        size = tuple(max(1, round(n * scale)) for n in image.shape[:2])
+    return resize_bilinear(image, tuple(size))

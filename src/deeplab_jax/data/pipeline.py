@@ -206,8 +206,8 @@ def train_iterator(source, data: Mapping[str, Any], seed: int, batch_size: int) 
 def eval_batches(source, crop_size, pad_value, batch_size: int):
     """Yields (padded images [B, H, W, C] float32, examples): whole images, in order, never scaled.
 
-    Images are padded at the bottom and right, to `crop_size` if they fit in it, else to the next
-    size on a grid of 64 px, so that a set of odd sizes needs few compilations. A batch holds
+    Images are padded at the bottom and right, a side to that of `crop_size` if it fits, else to the
+    next size on a grid of 64 px, so that a set of odd sizes needs few compilations. A batch holds
     images of one padded size; where there are too few, the last is repeated (and has no example).
 
     Args:
@@ -249,8 +249,10 @@ def _padded(group: list[dict], size, pad_value, batch_size: int):
 
 
 def padded_size(size: tuple[int, int], crop_size: tuple[int, int] | None) -> tuple[int, int]:
-    """The size that an image of `size` is padded to: `crop_size` if it fits, else 64 k + 1."""
-    if crop_size is not None and all(n <= c for n, c in zip(size, crop_size)):
-        return tuple(crop_size)
+    """The size that an image of `size` is padded to: a side that fits in `crop_size` to that, as
+    the official code does, a longer one to 64 k + 1."""
     # 64 k + 1 is on the grid of every output stride: corners stay aligned with align_corners.
-    return tuple(-(-(n - 1) // 64) * 64 + 1 for n in size)
+    longer = tuple(-(-(n - 1) // 64) * 64 + 1 for n in size)
+    if crop_size is None:
+        return longer
+    return tuple(c if n <= c else grid for n, c, grid in zip(size, crop_size, longer))

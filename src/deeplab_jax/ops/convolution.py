@@ -66,6 +66,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, rate: Rate, padding: Pa
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         return _pointwise(x[:, ::stride, ::stride], kernel[0, 0])
     native = functools.partial(dense_native, stride=stride, rate=rate, padding=padding)
+    if not all(isinstance(size, int) for size in x.shape):
+        return native(x, kernel)  # an export's symbols: what is fastest depends on the sizes
     if stride == 2 and kernel.shape[:2] == (3, 3) and kernel.shape[2] <= 4 and pair(rate) == (1, 1):
         rewritten = functools.partial(pixel_pairs, padding=padding, native=native)
     elif stride == 1 and (form := cpu_form(x.shape, kernel.shape, pair(rate), padding, x.dtype)):

@@ -103,5 +103,7 @@ def pair(rate: Rate) -> tuple[int, int]:
 def scaled_size(size: tuple[int, int], scale: float, align_corners: bool) -> tuple[int, int]:
     """(height, width) of an image resized by `scale`: int((n - 1) * scale + 1) with aligned corners
     as the official code has it, which keeps 32 k + 1 on the grid, else int(n * scale)."""
+    if scale == 1:
+        return tuple(size)  # which may be a symbol, in an export
     offset = 1 if align_corners else 0
     return tuple(int((n - offset) * scale + offset) for n in size)

@@ -1,0 +1,254 @@
+"""A trained network as one file that runs without this package: uint8 images in, labels out."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import max_dim
+
+from deeplab_jax import runtime
+from deeplab_jax.data.labels import Labels
+from deeplab_jax.data.pipeline import eval_batches, padded_size
+from deeplab_jax.data.synthetic import Synthetic
+from deeplab_jax.data.transforms import normalization as mean_and_std
+from deeplab_jax.data.transforms import resize_bilinear
+from deeplab_jax.errors import ConfigError, NumericsError
+from deeplab_jax.models.folding import fold_batch_norm
+from deeplab_jax.predict import label_maps, probability_maps
+
+MODEL, LABELS, PARITY, CARD = "model.stablehlo", "labels.json", "parity.json", "README.md"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+NEAR_TIE = 1e-3  # two classes whose probabilities are as near may change places by rounding
+PARITY_SIZES = ((513, 513), (375, 500), (97, 145))
+
+
+def export(
+    module: nn.Module,
+    variables: Any,
+    folder: Path,
+    labels: Labels,
+    *,
+    normalization: str,
+    align_corners: bool,
+    crop_size: Sequence[int] | None = None,
+    channels: int = 3,
+    probabilities: bool = False,
+    platforms: Sequence[str] = PLATFORMS,
+    origin: str = "",
+    sizes: Sequence[tuple[int, int]] = PARITY_SIZES,
+) -> dict[str, Any]:
+    """Writes model.stablehlo, labels.json, parity.json and README.md into `folder`.
+
+    The file is a program of `jax.export` that holds the weights: images [b, h, w, C] uint8 of any
+    batch, height and width → labels [b, h, w] uint8 (int32 past 256 classes), with
+    `probabilities` {"labels", "probabilities" [b, h, w, classes] float32}. Padding, normalization
+    and upsampling are inside; batch norm is folded.
+
+    Nothing is written unless the serialised program, read again, agrees with the live network at
+    several sizes and a batch of three: every pixel has the same label, save near-ties.
+
+    Args:
+      module, variables: the network at the output stride to deploy at.
+      folder: created if need be; files of an earlier export are replaced.
+      labels: names and colours.
+      normalization, align_corners: of `predict.label_maps`.
+      crop_size: smaller images are padded to this with the mean pixel, as in evaluation; sides
+        are rounded up to 64 k + 1.
+      channels: of the images.
+      probabilities: give them, too; 4 bytes a pixel and class.
+      platforms: those that the one file runs on.
+      origin: where the weights came from, for README.md.
+      sizes: (height, width) of the images that it is checked with.
+
+    Returns:
+      The content of parity.json.
+
+    Raises:
+      ConfigError: for a platform that there is not, or a network that must know its images' size.
+      NumericsError: if the program disagrees with the live network.
+    """
+    unknown = sorted(set(platforms) - set(PLATFORMS))
+    if unknown or not platforms:
+        raise ConfigError(f"export.platforms={tuple(platforms)}: takes {', '.join(PLATFORMS)}")
+    variables = fold_batch_norm(module, variables)
+    crop_size = None if crop_size is None else padded_size(crop_size, None)
+    program = _program(
+        module,
+        variables,
+        {"normalization": normalization, "align_corners": align_corners},
+        crop_size,
+        probabilities,
+    )
+    images = jax.ShapeDtypeStruct(
+        (*jax.export.symbolic_shape("b, h, w"), channels), jnp.dtype("uint8")
+    )
+    try:
+        made = jax.export.export(jax.jit(program), platforms=tuple(platforms))(images)
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.InconclusiveDimensionOperation,
+    ) as error:
+        raise ConfigError(
+            "this network cannot be exported for images of any size: what it does depends on their "
+            "size (model.input_scales; or model.image_pooling_crop_size, where predict.crop_size "
+            f"is smaller). {str(error).splitlines()[0]}"
+        ) from error
+    content = bytes(made.serialize())
+    loaded = jax.jit(jax.export.deserialize(bytearray(content)).call)
+
+    def live(image, size):
+        return np.asarray(
+            probability_maps(
+                module, variables, image, normalization=normalization, align_corners=align_corners
+            )[:, : size[0], : size[1]]
+        )
+
+    found = parity(loaded, live, crop_size, normalization, channels, sizes)
+    found |= {
+        "platforms": list(platforms),
+        "checked_on": jax.default_backend(),
+        "jax": jax.__version__,
+        "bytes": len(content),
+    }
+    if not found["agrees"]:
+        raise NumericsError(
+            f"the exported program disagrees with the network: {found['cases']}; nothing was "
+            "written. Please report this with the configuration"
+        )
+    runtime.write_whole(folder / MODEL, content)
+    runtime.write_whole(folder / LABELS, labels.to_json())
+    runtime.write_whole(folder / PARITY, json.dumps(found, indent=1) + "\n")
+    runtime.write_whole(folder / CARD, _card(labels, found, origin, channels, probabilities))
+    return found
+
+
+def _program(module, variables, options, crop_size, probabilities) -> Callable:
+    """images [b, h, w, C] uint8 → what `export` says, of symbolic sizes."""
+
+    def program(images):
+        batch, height, width, channels = images.shape
+        canvas = jnp.broadcast_to(
+            jnp.asarray(mean_and_std(options["normalization"], channels)[0]),
+            (batch, *canvas_size((height, width), crop_size), channels),
+        )
+        padded = lax.dynamic_update_slice(canvas, images.astype(jnp.float32), (0, 0, 0, 0))
+        if not probabilities:
+            return label_maps(module, variables, padded, **options)[:, :height, :width]
+        maps = probability_maps(module, variables, padded, **options)[:, :height, :width]
+        answer = jnp.argmax(maps, axis=-1)
+        return {
+            "labels": answer.astype(jnp.uint8 if maps.shape[-1] <= 256 else jnp.int32),
+            "probabilities": maps,
+        }
+
+    return program
+
+
+def canvas_size(size, crop_size: Sequence[int] | None) -> tuple:
+    """`pipeline.padded_size` without a branch, so that sizes may be symbols.
+
+    Args:
+      size: (height, width), integers or symbols.
+      crop_size: on the grid of 64 k + 1, or None.
+    """
+    least = [0, 0] if crop_size is None else [(c - 1) // 64 for c in crop_size]
+    return tuple(64 * max_dim(-((1 - n) // 64), k) + 1 for n, k in zip(size, least))
+
+
+def parity(
+    exported: Callable,
+    live: Callable,
+    crop_size,
+    normalization: str,
+    channels: int,
+    sizes: Sequence[tuple[int, int]] = PARITY_SIZES,
+) -> dict[str, Any]:
+    """Compares an exported program with the network, on embedded scenes of several sizes.
+
+    Args:
+      exported: images [b, h, w, C] uint8 → labels [b, h, w], or a dictionary with them.
+      live: (padded images [b, H, W, C] float32, (h, w)) → probabilities [b, h, w, classes].
+      crop_size, normalization, channels: of the network's images.
+      sizes: of the scenes; the last also as a batch of three.
+
+    Returns:
+      {"agrees", "near_tie", "cases": [{"images", "size", "pixels", "classes", "different",
+      "largest_gap"}]}; a gap is how far apart the network holds the two labels' probabilities.
+    """
+    scenes = Synthetic("val")
+    pad_value = mean_and_std(normalization, channels)[0]
+    cases = []
+    for size, count in (*((size, 1) for size in sizes), (sizes[-1], 3)):
+        images = np.stack([_scene(scenes, i, size, channels) for i in range(count)])
+        given = exported(images)
+        given = np.asarray(given["labels"] if isinstance(given, dict) else given)
+        examples = [{"image": image} for image in images]
+        batches = eval_batches(examples, crop_size, pad_value, count)
+        probs = live(next(batches)[0], size)
+        gap = probs.max(-1) - np.take_along_axis(probs, given[..., None].astype(int), -1)[..., 0]
+        cases.append(
+            {
+                "images": count,
+                "size": list(size),
+                "pixels": given.size,
+                "classes": len(np.unique(given)),
+                "different": int((given != probs.argmax(-1)).sum()),
+                "largest_gap": float(gap.max()),
+            }
+        )
+    agrees = all(case["largest_gap"] <= NEAR_TIE for case in cases)
+    return {"agrees": agrees, "near_tie": NEAR_TIE, "cases": cases}
+
+
+def _scene(scenes, index: int, size, channels: int) -> np.ndarray:
+    image = resize_bilinear(scenes[index]["image"], size)
+    repeats = -(-channels // image.shape[-1])
+    return np.tile(image, (1, 1, repeats))[..., :channels].astype(np.uint8)
+
+
+def _card(labels: Labels, found, origin: str, channels: int, probabilities: bool) -> str:
+    pixels = sum(case["pixels"] for case in found["cases"])
+    different = sum(case["different"] for case in found["cases"])
+    answer = 'segment(images)["labels"]' if probabilities else "segment(images)"
+    read = (
+        'np.asarray(Image.open("photo.jpg").convert("RGB"))[None]'
+        if channels == 3
+        else f'np.load("images.npy")  # {channels} channels'
+    )
+    names = ", ".join(labels.names[:12]) + (", ..." if len(labels.names) > 12 else "")
+    return f"""# A segmentation network, exported
+
+{MODEL} takes images [batch, height, width, {channels}] uint8 of any size and gives labels
+[batch, height, width]{" and probabilities [batch, height, width, class]" if probabilities else ""}.
+Nothing else is to be done to the images.
+
+{len(labels.names)} classes ({LABELS}): {names}.
+{f"Weights: {origin}." if origin else ""}
+
+`pip install jax flatbuffers numpy pillow`, then
+
+```python
+import json
+import jax
+import numpy as np
+from PIL import Image
+
+with open("{MODEL}", "rb") as file:
+    segment = jax.jit(jax.export.deserialize(bytearray(file.read())).call)
+images = {read}
+labels = np.asarray({answer})
+classes = json.load(open("{LABELS}"))["classes"]
+print({{classes[i]["name"]: int((labels == i).sum()) for i in np.unique(labels)}})
+```
+
+It runs on {", ".join(found["platforms"])} (the first call of a size compiles), and was made by jax
+{found["jax"]}: later versions read it for at least six months. Read back on
+{found["checked_on"]} it differed from the network in {different} of {pixels} pixels, all of them
+near-ties within {found["near_tie"]:g} in probability ({PARITY}).
+"""

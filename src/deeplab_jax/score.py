@@ -1,0 +1,106 @@
+"""Scores label images on disk, whoever made them: `--mode=score`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax import metrics, runtime
+from deeplab_jax.data import files
+from deeplab_jax.data.labels import IGNORE_LABEL, Labels, labels
+from deeplab_jax.errors import DataError, first_few
+from deeplab_jax.evaluate import Evaluation, Tally
+
+
+def pairs(predictions: Path, truth: Path) -> list[tuple[Path, Path]]:
+    """(prediction, truth) files of the same stem, in folders or of two files, for every truth.
+
+    Raises:
+      DataError: listing truths without a prediction; other predictions do not matter.
+    """
+    masks, preds = _by_stem(truth), _by_stem(predictions)
+    if truth.is_file() and predictions.is_file():
+        return [(predictions, truth)]
+    missing = [masks[stem] for stem in masks if stem not in preds]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(masks)} masks in {truth} have no prediction of the same name "
+            f"in {predictions}:\n{first_few(missing)}"
+        )
+    return [(preds[stem], masks[stem]) for stem in masks]
+
+
+def _by_stem(path: Path) -> dict[str, Path]:
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    found = [path] if path.is_file() else sorted(path.rglob("*"))
+    found = [p for p in found if p.suffix.lower() in files.MASK_SUFFIXES]
+    if not found:
+        raise DataError(f"{path}: no label images ({', '.join(files.MASK_SUFFIXES)})")
+    by_stem: dict[str, Path] = {}
+    for file in found:
+        if file.stem in by_stem:
+            raise DataError(f"{file} and {by_stem[file.stem]} have the same name; keep one")
+        by_stem[file.stem] = file
+    return by_stem
+
+
+def unnamed(truth: Sequence[Path]) -> Labels:
+    """Labels for masks of which nothing is known: as many classes as their largest id says."""
+    ids = {int(i) for path in truth for i in np.unique(files.read_mask(path))} - {IGNORE_LABEL}
+    if not ids:
+        raise DataError(f"{len(truth)} masks hold nothing but void ({IGNORE_LABEL})")
+    return labels((), max(ids) + 1)
+
+
+def score(
+    found: Sequence[tuple[Path, Path]],
+    known: Labels,
+    *,
+    trimap_widths: Sequence[int] = (),
+    class_subset: Sequence[int] = (),
+) -> Evaluation:
+    """The figures of `evaluate` and boundary IoU, of predictions on disk.
+
+    Args:
+      found: of `pairs`.
+      known: names, colours, and what the ids in the files mean.
+      trimap_widths, class_subset: as of `evaluate`.
+
+    Raises:
+      DataError: for a file that is no mask, of another size, or with ids that are no class.
+    """
+    classes, ignore_label, label_map = len(known.names), known.ignore_label, known.label_map
+    tally = Tally(classes, ignore_label, trimap_widths)
+    boundary = np.zeros((classes, 2), np.int64)
+    with runtime.Progress(len(found), "score") as progress:
+        for prediction, mask in found:
+            truth, pred = (
+                files.labelled(files.read_mask(path), classes, ignore_label, label_map, path)
+                for path in (mask, prediction)
+            )
+            if truth.shape != pred.shape:
+                raise DataError(
+                    f"{prediction}: {_size(pred)}, but {mask} is {_size(truth)}; predictions must "
+                    "have the size of their masks"
+                )
+            unknown = int(((pred == ignore_label) & (truth != ignore_label)).sum())
+            if unknown:
+                raise DataError(
+                    f"{prediction}: {unknown} pixels are void ({ignore_label}) where {mask} is "
+                    "labelled; a prediction names a class everywhere"
+                )
+            tally.add(truth, pred)
+            boundary += metrics.boundary_counts(truth, pred, classes, ignore_label)
+            progress.advance()
+    figures: dict[str, Any] = tally.results(known.names, class_subset)
+    inside, either = boundary.T
+    iou = np.divide(inside, either, out=np.full(classes, np.nan), where=either > 0)
+    figures["boundary_iou"] = dict(zip(known.names, iou.tolist()))
+    figures["mean_boundary_iou"] = float(np.nanmean(iou)) if either.any() else float("nan")
+    return Evaluation(figures, tally, {}, [])
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
