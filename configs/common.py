@@ -86,7 +86,7 @@ def base() -> ConfigDict:
     data.ignore_label = 255
     data.bootstrap_classes = ()  # [V3] Sec. 4.1: images with any of these class ids appear
     data.bootstrap_copies = 2  # so many times in an epoch
-    data.on_error = "error"  # "skip": pass over files that cannot be read, and count them
+    data.on_error = "error"  # "skip": pass over files that cannot be read (counted by threads)
     data.num_threads = 4  # that make batches ahead of need
     data.num_workers = 0  # processes that do so instead: see benchmarks/NOTES.md
     # "device": the host only decodes and cuts out, for GPU hosts with few cores.

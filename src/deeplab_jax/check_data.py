@@ -170,10 +170,11 @@ def _configure(config, spec: str, train: Found, weights, workdir: Path) -> None:
     if Path(file).resolve() == path:  # it was checked as it is
         runtime.say(f"to train:\n\n  {command}\n")
         return
+    preset = _resolved(preset)  # of configs/zoo.py it may be a file
     spec = f"{Path(file).resolve()}" + (f":{preset}" if preset else "")
     given = configuration.changes(spec, config)  # on the command line, which wins
-    root = str(Path(config.data.root).expanduser().resolve())
-    ready = configuration.load(spec, fitting(config, train.sizes) | given | {"data.root": root})
+    paths = {"data.root": _resolved(config.data.root), "init_from": _resolved(config.init_from)}
+    ready = configuration.load(spec, fitting(config, train.sizes) | given | paths)
     rates = advice.fitting_rates(ready)
     if rates and "model.atrous_rates" not in given:
         ready.model.atrous_rates = rates
@@ -182,6 +183,12 @@ def _configure(config, spec: str, train: Found, weights, workdir: Path) -> None:
     for warning in advice.before_training(configuration.load(str(path))):
         runtime.say(warning)
     runtime.say(f"a configuration for these data: {path}\nto train with it:\n\n  {command}\n")
+
+
+def _resolved(path: str) -> str:
+    """A path that holds in every folder, if there is something there."""
+    there = Path(path).expanduser()
+    return str(there.resolve()) if path and there.exists() else path
 
 
 def fitting(config, sizes: Mapping[tuple[int, int], int]) -> dict[str, Any]:

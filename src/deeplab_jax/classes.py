@@ -13,11 +13,10 @@ import numpy as np
 from deeplab_jax import checkpoint, runtime
 from deeplab_jax.data import colors as rgb
 from deeplab_jax.data import files, folder, pipeline
-from deeplab_jax.data.labels import Labels, labels, read
+from deeplab_jax.data.labels import FILE, Labels, labels, read
 from deeplab_jax.errors import ConfigError, DataError
 
 MOST = 256  # classes: labels are bytes
-KEPT = "labels.json"  # in a workdir: names, colours, raw ids; see data/labels.py
 
 
 def fill_in(config, mode: str, workdir: Path) -> None:
@@ -33,7 +32,7 @@ def fill_in(config, mode: str, workdir: Path) -> None:
     if mode == "check_data" and data.label_map is None and pipeline.named_labels(data) is None:
         classes = count_classes(data, classes, workdir)
     elif classes is None:
-        kept = kept_labels(config, workdir) if mode == "predict" else None
+        kept = kept_labels(config, workdir) if mode in ("predict", "export") else None
         classes = len((kept or pipeline.class_labels(data, None)).names)
     config.model.num_classes = classes
 
@@ -45,7 +44,7 @@ def kept_labels(config, workdir: Path) -> Labels | None:
       ConfigError: if it names another number of classes than the configuration.
     """
     trained = checkpoint.latest_step(workdir) is not None
-    path = (workdir if trained else Path(config.init_from).expanduser()) / KEPT
+    path = (workdir if trained else Path(config.init_from).expanduser()) / FILE
     if not (trained or config.init_from) or not path.is_file():
         return None
     kept, classes = read(path, config.data.ignore_label), config.model.num_classes
@@ -55,6 +54,19 @@ def kept_labels(config, workdir: Path) -> Labels | None:
             f"--config.model.num_classes={len(kept.names)}"
         )
     return kept
+
+
+def labels_of(config, workdir: Path) -> Labels:
+    """What a network's answers mean: as training left it, as the data say, or as is usual.
+
+    Raises:
+      ConfigError, DataError: as `kept_labels` and `pipeline.class_labels`.
+    """
+    if kept := kept_labels(config, workdir):
+        return kept
+    if config.data.name in pipeline.OWN and not config.data.root:
+        return pipeline.usual_labels(config.model.num_classes)
+    return pipeline.class_labels(config.data, config.model.num_classes)
 
 
 def count_classes(data: Mapping[str, Any], num_classes: int | None, workdir: Path) -> int:
@@ -69,6 +81,11 @@ def count_classes(data: Mapping[str, Any], num_classes: int | None, workdir: Pat
     if num_classes is not None and not propose(masks[:1], ignore_label).colors:
         return num_classes
     found = propose(masks, ignore_label)
+    if ignore_label < len(found.names) and found.label_map is not None:
+        raise ConfigError(
+            f"data.ignore_label={ignore_label} would be the label of a class, too: leave it at 255 "
+            f'and say in classes.json that the id is void: "ignore": {{"ids": [{ignore_label}]}}'
+        )
     path = workdir / "check_data" / "classes.json"
     runtime.write_whole(path, found.to_json())
     if found.label_map is None and not found.colors:

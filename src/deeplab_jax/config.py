@@ -17,6 +17,8 @@ from deeplab_jax.data.pipeline import CLASSIFICATION, ON_ERROR
 from deeplab_jax.errors import ConfigError, did_you_mean
 from deeplab_jax.runtime import finite
 
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+TILE_SIZE = (1025, 1025)  # of images too large to be seen whole
 MAPPINGS = ("model.heads", "data.label_map")  # keys whose values are mappings, not sections
 # What `check` asks of numbers.
 NOT_NEGATIVE = (
@@ -157,6 +159,20 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"data.min_scale_factor={low}, max {high}: takes 0 < min <= max, step >= 0"
         )
+    if not classifier and not 0 <= values["data.ignore_label"] <= 255:
+        raise ConfigError(
+            f"data.ignore_label={values['data.ignore_label']}: labels are bytes, 0 to 255. What "
+            'else is void in a folder\'s masks its classes.json says: "ignore": {"ids": [...]}'
+        )
+    if any(width <= 0 for width in values["eval.trimap_widths"]):
+        raise ConfigError(f"eval.trimap_widths={values['eval.trimap_widths']}: px above 0")
+    unknown = set(values["export.platforms"]) - set(PLATFORMS)
+    if unknown or not values["export.platforms"]:
+        raise ConfigError(
+            f"export.platforms={values['export.platforms']}: takes some of {', '.join(PLATFORMS)}"
+        )
+    if values["data.records"] and values["data.name"] not in datasets.DATASETS:
+        raise ConfigError(f"data.records packs published datasets, not {values['data.name']}")
     augment_on, name = values["data.augment_on"], values["data.name"]
     if augment_on not in ("host", "device"):
         raise ConfigError(f"data.augment_on={augment_on!r}: is not one of host, device")
@@ -178,8 +194,10 @@ def check(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}: ids {wrong} are outside 0..{classes - 1}")
     for mode in ("eval", "predict"):
         tile, overlap = values[f"{mode}.tile_size"], values[f"{mode}.tile_overlap"]
-        if tile and not 0 <= overlap < min(tile) / 2:
-            raise ConfigError(f"{mode}.tile_overlap={overlap}: takes 0 to below half of {tile}")
+        if not 0 <= overlap < min(tile or TILE_SIZE) / 2:
+            raise ConfigError(
+                f"{mode}.tile_overlap={overlap}: takes 0 to below half of {tile or TILE_SIZE}"
+            )
         if tile and values[f"{mode}.crf"]:
             raise ConfigError(f"{mode}.tile_size: the CRF needs images whole")
     resize = values["predict.resize"]

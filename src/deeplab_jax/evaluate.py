@@ -145,7 +145,7 @@ def evaluate(
     # Rounded up to the devices: a batch is filled up with repeated images anyway.
     batch_size = -(-config["eval"]["batch_size"] // mesh.size) * mesh.size
     tile_size = config["eval"]["tile_size"]
-    tiling = {"tile_size": tile_size, "tile_overlap": config["eval"]["tile_overlap"]}
+    tiling = {key: config["eval"][key] for key in ("tile_size", "tile_overlap", "crop_size")}
     tiling = tiling if tile_size else {}
     crf = config["crf"] if config["eval"]["crf"] else None
     heads = dict(config["model"]["heads"] or {})

@@ -1,6 +1,7 @@
 """A trained network as one file that runs without this package: uint8 images in, labels out."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.core import max_dim
+from jax.core import max_dim, min_dim
 
 from deeplab_jax import runtime
-from deeplab_jax.data.labels import Labels
-from deeplab_jax.data.pipeline import eval_batches, padded_size
+from deeplab_jax.config import PLATFORMS
+from deeplab_jax.data.labels import FILE, Labels
+from deeplab_jax.data.pipeline import eval_batches
 from deeplab_jax.data.synthetic import Synthetic
 from deeplab_jax.data.transforms import normalization as mean_and_std
 from deeplab_jax.data.transforms import resize_bilinear
@@ -22,8 +23,7 @@ from deeplab_jax.errors import ConfigError, NumericsError
 from deeplab_jax.models.folding import fold_batch_norm
 from deeplab_jax.predict import label_maps, probability_maps
 
-MODEL, LABELS, PARITY, CARD = "model.stablehlo", "labels.json", "parity.json", "README.md"
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+MODEL, PARITY, CARD = "model.stablehlo", "parity.json", "README.md"
 NEAR_TIE = 1e-3  # two classes whose probabilities are as near may change places by rounding
 PARITY_SIZES = ((513, 513), (375, 500), (97, 145))
 
@@ -46,7 +46,7 @@ def export(
     """Writes model.stablehlo, labels.json, parity.json and README.md into `folder`.
 
     The file is a program of `jax.export` that holds the weights: images [b, h, w, C] uint8 of any
-    batch, height and width → labels [b, h, w] uint8 (int32 past 256 classes), with
+    batch, height and width → labels [b, h, w] uint8, with
     `probabilities` {"labels", "probabilities" [b, h, w, classes] float32}. Padding, normalization
     and upsampling are inside; batch norm is folded.
 
@@ -58,8 +58,7 @@ def export(
       folder: created if need be; files of an earlier export are replaced.
       labels: names and colours.
       normalization, align_corners: of `predict.label_maps`.
-      crop_size: smaller images are padded to this with the mean pixel, as in evaluation; sides
-        are rounded up to 64 k + 1.
+      crop_size: smaller images are padded to this with the mean pixel, as in evaluation.
       channels: of the images.
       probabilities: give them, too; 4 bytes a pixel and class.
       platforms: those that the one file runs on.
@@ -70,14 +69,13 @@ def export(
       The content of parity.json.
 
     Raises:
-      ConfigError: for a platform that there is not, or a network that must know its images' size.
+      ConfigError: without the platform at hand, or for a network that must know its images' size.
       NumericsError: if the program disagrees with the live network.
     """
-    unknown = sorted(set(platforms) - set(PLATFORMS))
-    if unknown or not platforms:
-        raise ConfigError(f"export.platforms={tuple(platforms)}: takes {', '.join(PLATFORMS)}")
+    here = jax.export.default_export_platform()
+    if here not in platforms:
+        raise ConfigError(f"export.platforms={tuple(platforms)} lacks {here}, where it is checked")
     variables = fold_batch_norm(module, variables)
-    crop_size = None if crop_size is None else padded_size(crop_size, None)
     program = _program(
         module,
         variables,
@@ -96,8 +94,9 @@ def export(
     ) as error:
         raise ConfigError(
             "this network cannot be exported for images of any size: what it does depends on their "
-            "size (model.input_scales; or model.image_pooling_crop_size, where predict.crop_size "
-            f"is smaller). {str(error).splitlines()[0]}"
+            "size. A remedy may be a predict.crop_size of 64 k + 1, not below "
+            "model.image_pooling_crop_size; for model.input_scales there is none. "
+            f"({str(error).splitlines()[0]})"
         ) from error
     content = bytes(made.serialize())
     loaded = jax.jit(jax.export.deserialize(bytearray(content)).call)
@@ -122,7 +121,7 @@ def export(
             "written. Please report this with the configuration"
         )
     runtime.write_whole(folder / MODEL, content)
-    runtime.write_whole(folder / LABELS, labels.to_json())
+    runtime.write_whole(folder / FILE, labels.to_json())
     runtime.write_whole(folder / PARITY, json.dumps(found, indent=1) + "\n")
     runtime.write_whole(folder / CARD, _card(labels, found, origin, channels, probabilities))
     return found
@@ -132,33 +131,40 @@ def _program(module, variables, options, crop_size, probabilities) -> Callable:
     """images [b, h, w, C] uint8 → what `export` says, of symbolic sizes."""
 
     def program(images):
-        batch, height, width, channels = images.shape
-        canvas = jnp.broadcast_to(
-            jnp.asarray(mean_and_std(options["normalization"], channels)[0]),
-            (batch, *canvas_size((height, width), crop_size), channels),
-        )
-        padded = lax.dynamic_update_slice(canvas, images.astype(jnp.float32), (0, 0, 0, 0))
+        _, height, width, channels = images.shape
+        size = canvas_size((height, width), crop_size)
+        # By gathering, as JAX cannot always tell that the canvas is no smaller than the image.
+        inside = (jnp.arange(size[0]) < height)[:, None] & (jnp.arange(size[1]) < width)
+        pad_value = jnp.asarray(mean_and_std(options["normalization"], channels)[0])
+        padded = jnp.where(inside[..., None], _first(images, size).astype(jnp.float32), pad_value)
         if not probabilities:
-            return label_maps(module, variables, padded, **options)[:, :height, :width]
-        maps = probability_maps(module, variables, padded, **options)[:, :height, :width]
+            return _first(label_maps(module, variables, padded, **options), (height, width))
+        maps = _first(probability_maps(module, variables, padded, **options), (height, width))
         answer = jnp.argmax(maps, axis=-1)
-        return {
-            "labels": answer.astype(jnp.uint8 if maps.shape[-1] <= 256 else jnp.int32),
-            "probabilities": maps,
-        }
+        return {"labels": answer.astype(jnp.uint8), "probabilities": maps}
 
     return program
 
 
-def canvas_size(size, crop_size: Sequence[int] | None) -> tuple:
-    """`pipeline.padded_size` without a branch, so that sizes may be symbols.
+def _first(maps: jax.Array, size) -> jax.Array:
+    """[b, H, W, ...] → its first (height, width); rows and columns past the last repeat it."""
+    rows, columns = map(jnp.arange, size)
+    return jnp.take(jnp.take(maps, rows, axis=1, mode="clip"), columns, axis=2, mode="clip")
 
-    Args:
-      size: (height, width), integers or symbols.
-      crop_size: on the grid of 64 k + 1, or None.
-    """
-    least = [0, 0] if crop_size is None else [(c - 1) // 64 for c in crop_size]
-    return tuple(64 * max_dim(-((1 - n) // 64), k) + 1 for n, k in zip(size, least))
+
+def canvas_size(size, crop_size: Sequence[int] | None) -> tuple:
+    """`pipeline.padded_size` of (height, width), integers or symbols, without a branch."""
+    return tuple(_side(n, crop) for n, crop in zip(size, crop_size or (None, None)))
+
+
+def _side(n, crop: int | None):
+    if crop is None:
+        return 64 * max_dim(-((1 - n) // 64), 0) + 1
+    # What is on the grid of 64 k + 1 but fits in the crop must not win: there n becomes n - crop.
+    longer = n - crop + crop * min_dim(1, max_dim(0, n - crop))
+    # Both are multiples of `step`, plus 1: outside of the maximum that is known to divide.
+    step = math.gcd(crop - 1, 64)
+    return step * max_dim((crop - 1) // step, 64 // step * -((1 - longer) // 64)) + 1
 
 
 def parity(
@@ -228,7 +234,7 @@ def _card(labels: Labels, found, origin: str, channels: int, probabilities: bool
 [batch, height, width]{" and probabilities [batch, height, width, class]" if probabilities else ""}.
 Nothing else is to be done to the images.
 
-{len(labels.names)} classes ({LABELS}): {names}.
+{len(labels.names)} classes ({FILE}): {names}.
 {f"Weights: {origin}." if origin else ""}
 
 `pip install jax flatbuffers numpy pillow`, then
@@ -243,7 +249,7 @@ with open("{MODEL}", "rb") as file:
     segment = jax.jit(jax.export.deserialize(bytearray(file.read())).call)
 images = {read}
 labels = np.asarray({answer})
-classes = json.load(open("{LABELS}"))["classes"]
+classes = json.load(open("{FILE}"))["classes"]
 print({{classes[i]["name"]: int((labels == i).sum()) for i in np.unique(labels)}})
 ```
 

@@ -27,6 +27,7 @@ from deeplab_jax import config as configuration
 from deeplab_jax import score as scores
 from deeplab_jax import train as training
 from deeplab_jax.data import balance, datasets, files, pipeline
+from deeplab_jax.data.labels import FILE
 from deeplab_jax.data.skipping import unreadable
 from deeplab_jax.errors import (
     ConfigError,
@@ -128,9 +129,6 @@ def _train(config, workdir: Path, traces: Path | None):
         variables = networks.load(config, variables)
     batches = pipeline.train_iterator(source, config.data, config.seed, config.train.batch_size)
 
-    runtime.write_whole(workdir / "config.json", configuration.to_json(recipe))
-    if _scoring(config) is evaluate:  # so that the checkpoint means something without its data
-        runtime.write_whole(workdir / classes.KEPT, labels.to_json())
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     runtime.say(
         f"{config.model.name} {config.model.backbone}: {parameters:,} parameters, "
@@ -145,6 +143,11 @@ def _train(config, workdir: Path, traces: Path | None):
     splits = config.data.train_split, config.eval.split
     if splits[0] != splits[1] and (again := files.shared(source, val_source)):
         runtime.say(checking.shared_warning(again, *splits))
+
+    def describe():  # so that the checkpoint means something without its data
+        runtime.write_whole(workdir / "config.json", configuration.to_json(recipe))
+        if _scoring(config) is evaluate:
+            runtime.write_whole(workdir / FILE, labels.to_json())
 
     def evaluate_between(variables, step):
         scoring = _scoring(config)
@@ -163,6 +166,7 @@ def _train(config, workdir: Path, traces: Path | None):
             workdir,
             mesh=mesh,
             evaluate=evaluate_between,
+            begun=describe,
             position_check={
                 "training images": len(source),
                 "data fingerprint": files.fingerprint(source),
@@ -245,8 +249,7 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     variables, _ = networks.trained(config, workdir, module, 3)
     # Not frozen: images differ in size, and constants would make every size compile for longer.
     variables = fold_batch_norm(eval_module, variables)
-    labels = classes.kept_labels(config, workdir)
-    labels = labels or pipeline.class_labels(config.data, config.model.num_classes)
+    labels = classes.labels_of(config, workdir)
     options = dict(config.predict) | {"crf": dict(config.crf) if config.predict.crf else None}
     predict_files.predict_files(eval_module, variables, targets, output, labels, options)
     runtime.say(f"{len(paths)} images segmented: {output}")
@@ -255,16 +258,17 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
 def _export(config, workdir: Path, folder: Path):
     """Writes the network as it is evaluated, as a program that needs nothing of this package."""
     given = config.predict
-    if tuple(given.eval_scales) != (1.0,) or given.crf or given.tile_size or given.resize:
+    others = ("add_flipped_images", "crf", "tile_size", "resize", "raw_ids")
+    if tuple(given.eval_scales) != (1.0,) or any(given[key] for key in others):
         raise ConfigError(
-            "--mode=export writes the network alone: predict.eval_scales, crf, tile_size and "
-            "resize are of --mode=predict"
+            f"--mode=export writes the network alone: predict.eval_scales, {', '.join(others)} are "
+            "of --mode=predict"
         )
     module, eval_module = networks.build(config)
-    channels = sum(config.model.channel_groups or (3,))
+    channels = pipeline.channels(config.data)
+    networks.check_channels(config, channels)
     variables, step = networks.trained(config, workdir, module, channels)
-    labels = classes.kept_labels(config, workdir)
-    labels = labels or pipeline.class_labels(config.data, config.model.num_classes)
+    labels = classes.labels_of(config, workdir)
     found = export.export(
         eval_module,
         variables,
@@ -293,11 +297,14 @@ def _score(config, workdir: Path | None, input: str | None, truth: str | None, o
         raise ConfigError("--mode=score needs --input=PREDICTIONS and --truth=MASKS, folders")
     found = scores.pairs(Path(input).expanduser(), Path(truth).expanduser())
     if config is None:
-        labels, widths, subset = scores.unnamed([mask for _, mask in found]), (), ()
+        labels, widths, subset = scores.unnamed(found), (), ()
     else:
         labels = pipeline.class_labels(config.data, config.model.num_classes)
         widths, subset = config.eval.trimap_widths, config.eval.class_subset
-    result = scores.score(found, labels, trimap_widths=widths, class_subset=subset)
+    raw = config is not None and config.predict.raw_ids
+    result = scores.score(
+        found, labels, raw_predictions=raw, trimap_widths=widths, class_subset=subset
+    )
     runtime.say(evaluate.table(result.figures))
     if folder := output or (workdir and workdir / "score"):
         settings = {"predictions": input, "truth": truth, "images": len(found)}
@@ -332,7 +339,7 @@ def _count(config, workdir: Path | None):
     """Prints parameters and multiply-adds by layer, of the model and the scales of evaluation."""
     _, module = networks.build(config)
     size = config.eval.crop_size or config.data.crop_size
-    channels = sum(config.model.channel_groups or (3,))
+    channels = sum(config.model.channel_groups or (pipeline.channels(config.data),))
     result = counting.count(module, size, channels=channels)
     runtime.say(counting.table(result))
     scales, flips = config.eval.eval_scales, config.eval.add_flipped_images

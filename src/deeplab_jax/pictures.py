@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deeplab_jax.data.labels import Labels
 
+ROWS = 256  # of an overlay at a time: large images would take much memory as floats
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
@@ -33,9 +34,13 @@ def overlay(
     image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.6
 ) -> np.ndarray:
     """The image with its labels' colours laid over it; black classes (background) stay clear."""
-    colours = palette[labels]
-    alpha = opacity * colours.any(axis=-1, keepdims=True)
-    return (image * (1 - alpha) + colours * alpha + 0.5).astype(np.uint8)
+    alphas = np.where(palette.any(axis=-1, keepdims=True), np.float32(opacity), np.float32(0))
+    shares = palette * alphas + np.float32(0.5)
+    out = np.empty(image.shape, np.uint8)
+    for row in range(0, len(image), ROWS):
+        rows = slice(row, row + ROWS)
+        out[rows] = image[rows] * (1 - alphas[labels[rows]]) + shares[labels[rows]]
+    return out
 
 
 def legend(labels: Labels, shares: Sequence[float] | None = None) -> Image.Image:

@@ -8,13 +8,14 @@ import flax.linen as nn
 import numpy as np
 
 from deeplab_jax import pictures, runtime
+from deeplab_jax.config import TILE_SIZE
 from deeplab_jax.data import files
-from deeplab_jax.data.labels import Labels
+from deeplab_jax.data.labels import FILE, Labels
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.predict import predict
 
-LEGEND, LABELS = "legend.png", "labels.json"
-WHOLE, TILE_SIZE = 25_000_000, (1025, 1025)  # px; larger images are seen in tiles
+LEGEND = "legend.png"
+WHOLE = 25_000_000  # px; larger images are seen in tiles
 
 
 def predict_files(
@@ -40,7 +41,7 @@ def predict_files(
     raw_ids = labels.first_raw_ids if options["raw_ids"] else None
     options = dict(options) | {"raw_ids": None}  # the overlay takes the classes' own
     runtime.write_whole(output / LEGEND, pictures.png(pictures.legend(labels)))
-    runtime.write_whole(output / LABELS, labels.to_json())
+    runtime.write_whole(output / FILE, labels.to_json())
     with runtime.Progress(len(targets), "predict") as progress:
         for path, (index_file, overlay_file) in targets.items():
             image = files.read_image(path)
@@ -79,7 +80,7 @@ def targets(paths: Sequence[Path], output: Path) -> dict[Path, tuple[Path, Path]
         taken.add(name)
         out[path] = (output / "labels" / f"{name}.png", output / "overlays" / f"{name}.png")
     written = {file.resolve() for pair in out.values() for file in pair}
-    written |= {(output / name).resolve() for name in (LEGEND, LABELS)}
+    written |= {(output / name).resolve() for name in (LEGEND, FILE)}
     for path in paths:
         if path.resolve() in written:
             raise ConfigError(f"--output={output} would overwrite the input {path}; choose another")

@@ -49,8 +49,8 @@ def page(
         for key, value in figures.items()
         if isinstance(value, float)
     }
-    words = {None: "–", True: "yes", False: "no"}
-    settings = {key: words.get(value, value) for key, value in settings.items()}
+    words = {"None": "–", "True": "yes", "False": "no"}
+    settings = {key: words.get(str(value), value) for key, value in settings.items()}
     curves = {"": figures, "before the CRF": figures.get("before_crf", {})}
     curves = {name: of["trimap_mean_iou"] for name, of in curves.items() if "trimap_mean_iou" in of}
     galleries = "".join(

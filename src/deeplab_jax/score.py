@@ -46,18 +46,34 @@ def _by_stem(path: Path) -> dict[str, Path]:
     return by_stem
 
 
-def unnamed(truth: Sequence[Path]) -> Labels:
-    """Labels for masks of which nothing is known: as many classes as their largest id says."""
-    ids = {int(i) for path in truth for i in np.unique(files.read_mask(path))} - {IGNORE_LABEL}
-    if not ids:
-        raise DataError(f"{len(truth)} masks hold nothing but void ({IGNORE_LABEL})")
-    return labels((), max(ids) + 1)
+def unnamed(found: Sequence[tuple[Path, Path]]) -> Labels:
+    """Labels for files of which nothing is known: as many classes as their largest id says.
+
+    Raises:
+      DataError: if masks are void all over, or for an id past 255.
+    """
+
+    def ids(paths) -> set[int]:
+        return {int(i) for path in paths for i in np.unique(files.read_mask(path))}
+
+    predictions, masks = zip(*found)
+    truth = ids(masks) - {IGNORE_LABEL}
+    if not truth:
+        raise DataError(f"{len(found)} masks hold nothing but void ({IGNORE_LABEL})")
+    largest = max(truth | ids(predictions) - {IGNORE_LABEL})
+    if largest > IGNORE_LABEL:
+        raise DataError(
+            f"ids up to {largest}: labels are bytes. Give --config with data.root beside a "
+            "classes.json that says what these ids mean"
+        )
+    return labels((), largest + 1)
 
 
 def score(
     found: Sequence[tuple[Path, Path]],
     known: Labels,
     *,
+    raw_predictions: bool = False,
     trimap_widths: Sequence[int] = (),
     class_subset: Sequence[int] = (),
 ) -> Evaluation:
@@ -65,21 +81,23 @@ def score(
 
     Args:
       found: of `pairs`.
-      known: names, colours, and what the ids in the files mean.
+      known: names, colours, and what the ids in the masks mean.
+      raw_predictions: predictions hold the masks' ids, too, not labels.
       trimap_widths, class_subset: as of `evaluate`.
 
     Raises:
       DataError: for a file that is no mask, of another size, or with ids that are no class.
     """
-    classes, ignore_label, label_map = len(known.names), known.ignore_label, known.label_map
+    classes, ignore_label = len(known.names), known.ignore_label
+    predictions, masks = zip(*found)
+    raw = (known.label_map, known.colors or None, known.others_void)
+    truths = files.Pairs((), masks, classes, ignore_label, *raw)
+    answers = files.Pairs((), predictions, classes, ignore_label, *(raw if raw_predictions else ()))
     tally = Tally(classes, ignore_label, trimap_widths)
     boundary = np.zeros((classes, 2), np.int64)
     with runtime.Progress(len(found), "score") as progress:
-        for prediction, mask in found:
-            truth, pred = (
-                files.labelled(files.read_mask(path), classes, ignore_label, label_map, path)
-                for path in (mask, prediction)
-            )
+        for i, (prediction, mask) in enumerate(found):
+            truth, pred = truths.label(i), answers.label(i)
             if truth.shape != pred.shape:
                 raise DataError(
                     f"{prediction}: {_size(pred)}, but {mask} is {_size(truth)}; predictions must "
@@ -89,7 +107,8 @@ def score(
             if unknown:
                 raise DataError(
                     f"{prediction}: {unknown} pixels are void ({ignore_label}) where {mask} is "
-                    "labelled; a prediction names a class everywhere"
+                    "labelled; a prediction names a class everywhere. Predictions in the masks' "
+                    "own ids take --config.predict.raw_ids=True"
                 )
             tally.add(truth, pred)
             boundary += metrics.boundary_counts(truth, pred, classes, ignore_label)

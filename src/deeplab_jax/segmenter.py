@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from deeplab_jax import checkpoint, config, export, importers, models, pictures
+from deeplab_jax import train as training
 from deeplab_jax.data import files, pipeline
 from deeplab_jax.data import labels as label_files
-from deeplab_jax.data.labels import IGNORE_LABEL, Labels
-from deeplab_jax.errors import WeightsError
+from deeplab_jax.data.labels import FILE, IGNORE_LABEL, Labels
+from deeplab_jax.errors import DataError, WeightsError
 from deeplab_jax.models.folding import fold_batch_norm
 from deeplab_jax.predict import predict
 
@@ -25,8 +26,15 @@ class Segmenter:
       labels: names, colours and ids of the classes.
     """
 
-    def __init__(self, answer: Callable[[np.ndarray], np.ndarray], labels: Labels):
+    def __init__(
+        self,
+        answer: Callable[[np.ndarray], np.ndarray],
+        labels: Labels,
+        channels: int = 3,
+        seen: str = "rgb",
+    ):
         self._answer, self.labels = answer, labels
+        self._channels, self._seen = channels, seen
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -39,20 +47,36 @@ class Segmenter:
         return self.labels.palette
 
     def segment(self, image: Any) -> np.ndarray:
-        """Labels [H, W] uint8 of an image: a path, a PIL image or [H, W, 3] uint8 RGB.
+        """Labels [H, W] uint8 of an image: a path, a PIL image, or [H, W, C] uint8, RGB first.
 
         Raises:
-          DataError: for a file that is no image.
+          DataError: for a file that is no image, or where the network sees other channels.
           ValueError: for an array of another kind.
         """
-        return self._answer(_pixels(image))
+        return self._answer(self._pixels(image))
 
     def overlay(self, image: Any, labels: np.ndarray | None = None) -> np.ndarray:
         """The image with the colours of its labels laid over it, [H, W, 3] uint8."""
-        image = _pixels(image)
+        image = self._pixels(image)
         return pictures.overlay(
             image, self.segment(image) if labels is None else labels, self.palette
         )
+
+    def _pixels(self, image: Any) -> np.ndarray:
+        if isinstance(image, str | Path | Image.Image):
+            if self._seen != "rgb":
+                raise DataError(
+                    f"the network sees {self._seen}: give it an array [H, W, {self._channels}]"
+                )
+            if isinstance(image, Image.Image):
+                return files.upright_rgb(image.copy(), "the image")
+            return files.read_image(image)
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[-1] != self._channels or image.dtype != np.uint8:
+            raise ValueError(
+                f"an image is [H, W, {self._channels}] uint8, not {image.dtype} {image.shape}"
+            )
+        return image
 
 
 def load(path: str | Path, **options: Any) -> Segmenter:
@@ -84,7 +108,8 @@ def _exported(folder: Path) -> Segmenter:
         found = call(image[None])
         return np.asarray(found["labels"] if isinstance(found, dict) else found)[0]
 
-    return Segmenter(answer, label_files.read(folder / export.LABELS, IGNORE_LABEL))
+    labels = label_files.read(folder / FILE, IGNORE_LABEL)
+    return Segmenter(answer, labels, program.in_avals[0].shape[-1])
 
 
 def _trained(workdir: Path, options) -> Segmenter:
@@ -92,20 +117,25 @@ def _trained(workdir: Path, options) -> Segmenter:
         stored = _tuples(json.loads((workdir / "config.json").read_text()))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{workdir}: a checkpoint without its config.json ({error})") from error
-    stored = {"eval": {"model": {}}, "predict": {}} | stored
-    keywords = config.eval_model(stored)
-    module = models.build(**keywords)
-    like = jax.eval_shape(lambda: module.init(jax.random.key(0), _dummy(keywords)))
+    model, data = stored["model"], stored["data"]
+    if model["name"] == "classifier":
+        raise WeightsError(f"{workdir}: a classifier of images, which segments nothing")
+    trained_here = "predict" in stored  # else by --mode=import, which knows the model alone
+    if trained_here:
+        model = config.eval_model(stored)
+    module = models.build(**model)
+    channels = pipeline.channels(data) if trained_here else 3
+    like = jax.eval_shape(lambda: training.init_variables(module, 0, channels))
     variables, _ = checkpoint.load_variables(workdir, like)
-    conventions = {
-        "normalization": stored["data"]["normalization"],
-        "align_corners": keywords["align_corners"],
-    }
-    known, ignore_label = workdir / export.LABELS, stored["data"].get("ignore_label", IGNORE_LABEL)
-    labels = _usual(keywords["num_classes"])
-    if known.is_file():
-        labels = label_files.read(known, ignore_label)
-    return _live(module, variables, labels, conventions | _predicting(stored) | options)
+    labels = pipeline.usual_labels(model["num_classes"])
+    if (workdir / FILE).is_file():
+        labels = label_files.read(workdir / FILE, data["ignore_label"])
+    conventions = _conventions(model, data["normalization"])
+    if trained_here:
+        crf = stored["crf"] if stored["predict"]["crf"] else None
+        conventions |= stored["predict"] | {"crf": crf, "raw_ids": None}
+    seen = data.get("channels", "rgb") if channels == 3 else f"{channels} channels"
+    return _live(module, variables, labels, conventions | options, channels, seen)
 
 
 def _foreign(path: Path, options) -> Segmenter:
@@ -113,46 +143,20 @@ def _foreign(path: Path, options) -> Segmenter:
     if found.trunk:
         raise WeightsError(f"{path}: a backbone alone segments nothing; train from it first")
     module = models.build(**found.model)
-    like = jax.eval_shape(lambda: module.init(jax.random.key(0), _dummy(found.model)))
+    like = jax.eval_shape(lambda: training.init_variables(module, 0, 3))
     variables = importers.load(path, like)
-    conventions = {
-        "normalization": found.normalization,
-        "align_corners": found.model.get("align_corners", True),
-    }
-    return _live(module, variables, _usual(found.model["num_classes"]), conventions | options)
+    labels = pipeline.usual_labels(found.model["num_classes"])
+    conventions = _conventions(found.model, found.normalization)
+    return _live(module, variables, labels, conventions | options)
 
 
-def _live(module, variables, labels: Labels, options) -> Segmenter:
+def _conventions(model, normalization: str) -> dict[str, Any]:
+    return {"normalization": normalization, "align_corners": model.get("align_corners", True)}
+
+
+def _live(module, variables, labels: Labels, options, *images) -> Segmenter:
     variables = fold_batch_norm(module, variables)
-    return Segmenter(lambda image: predict(module, variables, image, **options), labels)
-
-
-def _predicting(stored) -> dict[str, Any]:
-    """The keywords of `predict` in a training's config.json; an import's has none."""
-    options = dict(stored["predict"])
-    if options.get("crf"):
-        options["crf"] = stored["crf"]
-    return options
-
-
-def _usual(classes: int) -> Labels:
-    """Names for weights that have none: by their number PASCAL VOC's or Cityscapes'."""
-    name = {21: "voc", 19: "cityscapes"}.get(classes)
-    if name is None:
-        return label_files.labels((), classes)
-    return pipeline.class_labels({"name": name, "root": "", "ignore_label": IGNORE_LABEL}, classes)
-
-
-def _dummy(keywords) -> np.ndarray:
-    return np.zeros((1, 65, 65, sum(keywords.get("channel_groups") or (3,))), np.float32)
-
-
-def _pixels(image: Any) -> np.ndarray:
-    if isinstance(image, str | Path):
-        return files.read_image(image)
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    return np.asarray(image)
+    return Segmenter(lambda image: predict(module, variables, image, **options), labels, *images)
 
 
 def _tuples(value: Any) -> Any:

@@ -290,6 +290,7 @@ def train(
     *,
     mesh: jax.sharding.Mesh,
     evaluate: Callable[[Any, int], None],
+    begun: Callable[[], None] = lambda: None,
     position_check: Mapping[str, Any],
     profile: Path | None = None,
 ) -> tuple[Any, int]:
@@ -304,6 +305,7 @@ def train(
       workdir: gets checkpoints/ and metrics.jsonl.
       mesh: the devices.
       evaluate: called with (variables, step) every `train.eval_every` steps, not at the end.
+      begun: called before the first step, once it is sure that a checkpoint in the workdir fits.
       position_check: facts on the data stream that a resumed run must share.
       profile: folder for a trace of a few steps.
 
@@ -328,6 +330,7 @@ def train(
             _check_position(position, position_check, workdir, config["data"]["allow_change"])
             batches.set_state(position["iterator"])
             runtime.say(f"resuming from step {first} in {workdir}")
+        begun()
         writer.forget_after(first)
         if first >= steps:
             runtime.say(f"step {first} of {steps}: nothing left to train")

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,11 @@ class Picked:
 
     def __getitem__(self, index: int) -> dict:
         return self.source[int(self.indices[index])]
+
+    @property
+    def images(self) -> Sequence[Path]:
+        """The source's files, if it has them."""
+        return getattr(self.source, "images", ())
 
     def fingerprint(self) -> str:
         """Of the source, and which of its examples."""

@@ -34,15 +34,24 @@ def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
       DataError: if the file is missing, truncated, no image, or larger than Pillow's limit.
     """
     with _opened(path, IMAGE_FORMATS, "image", encoded) as image:
-        ImageOps.exif_transpose(image, in_place=True)  # most are upright, and need no copy
-        if image.mode.startswith("I") or image.mode == "F":
-            raise DataError(
-                f"{path}: a {image.mode} image (more than 8 bits a channel); convert it to 8-bit "
-                "RGB or grey first, so that you choose how its range is mapped"
-            )
-        if "transparency" in image.info:
-            image = image.convert("RGBA")  # what Pillow asks for before dropping transparency
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        return upright_rgb(image, path)
+
+
+def upright_rgb(image: Image.Image, path) -> np.ndarray:
+    """[H, W, 3] uint8 of an image, which is turned in place; `path` is for messages.
+
+    Raises:
+      DataError: for more than 8 bits a channel.
+    """
+    ImageOps.exif_transpose(image, in_place=True)  # most are upright, and need no copy
+    if image.mode.startswith("I") or image.mode == "F":
+        raise DataError(
+            f"{path}: a {image.mode} image (more than 8 bits a channel); convert it to 8-bit RGB "
+            "or grey first, so that you choose how its range is mapped"
+        )
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # what Pillow asks for before dropping transparency
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_mask(

@@ -31,6 +31,7 @@ import numpy as np
 from deeplab_jax.errors import DataError, did_you_mean
 
 IGNORE_LABEL = 255
+FILE = "labels.json"  # beside weights and predictions: what their labels mean
 HIGHEST_ID = 2**16 - 1  # of a mask
 
 VOC_CLASSES = (

@@ -13,7 +13,8 @@ from deeplab_jax.data.classification import (
     RandomResizedCrop,
     class_folders,
 )
-from deeplab_jax.data.labels import SYNTHETIC_CLASSES, Labels, labels
+from deeplab_jax.data.datasets import extras
+from deeplab_jax.data.labels import IGNORE_LABEL, SYNTHETIC_CLASSES, Labels, labels
 from deeplab_jax.data.loader import Loader
 from deeplab_jax.data.skipping import Skipping
 from deeplab_jax.data.synthetic import Synthetic
@@ -105,6 +106,24 @@ def class_labels(data: Mapping[str, Any], num_classes: int | None) -> Labels:
 
         names = imagenet.read_names(data["root"])
     return labels(names, num_classes, ignore_label=ignore_label)
+
+
+def usual_labels(num_classes: int) -> Labels:
+    """Names for weights that have none: by their number PASCAL VOC's or Cityscapes'."""
+    name = {21: "voc", 19: "cityscapes"}.get(num_classes)
+    if name is None:
+        return labels((), num_classes)
+    return class_labels({"name": name, "root": "", "ignore_label": IGNORE_LABEL}, num_classes)
+
+
+def channels(data: Mapping[str, Any]) -> int:
+    """Of the images of `config.data`."""
+    if data["name"] == "synthetic":
+        return 4 if data["synthetic"]["depth"] else 3
+    if data["name"] not in datasets.DATASETS:
+        return 3
+    kinds = datasets.extras_of(data["name"], data["channels"])
+    return 3 + sum(extras.KINDS[k].channels for k in kinds if not k.startswith("label"))
 
 
 def named_labels(data: Mapping[str, Any]) -> Labels | None:

@@ -1,6 +1,9 @@
 """Files that cannot be read, passed over and counted (`data.on_error=skip`)."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from deeplab_jax import output
@@ -51,7 +54,7 @@ class Skipping:
         return self._first(int(index), whole)[1]
 
     def _first(self, index: int, read):
-        for i in (*range(index, len(self)), *range(index)):
+        for i in itertools.chain(range(index, len(self)), range(index)):
             if i not in self.unreadable:
                 try:
                     return i, read(i)
@@ -70,6 +73,11 @@ class Skipping:
         if count <= TOLD:
             output.say(f"skipped: {problem}")
 
+    @property
+    def images(self) -> Sequence[Path]:
+        """The source's files, if it has them."""
+        return getattr(self.source, "images", ())
+
     def fingerprint(self) -> str:
-        """The source's own, and that files are passed over."""
-        return f"skipping {files.fingerprint(self.source)}"
+        """The source's own: where all can be read the stream is the same."""
+        return files.fingerprint(self.source)
