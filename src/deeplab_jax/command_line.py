@@ -20,8 +20,8 @@ flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 flags.DEFINE_string(
     "input",
     None,
-    "predict: an image, a folder of images, or a quoted glob. import: a weight file. score: a "
-    "folder of label images.",
+    "predict: an image, a folder of images, or a quoted glob; export: likewise, to check it with. "
+    "import: a weight file. score: a folder of label images.",
 )
 flags.DEFINE_string("truth", None, "score: a folder of masks with the same names.")
 flags.DEFINE_string(

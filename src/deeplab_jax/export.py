@@ -42,6 +42,7 @@ def export(
     platforms: Sequence[str] = PLATFORMS,
     origin: str = "",
     sizes: Sequence[tuple[int, int]] = PARITY_SIZES,
+    photographs: Sequence[np.ndarray] = (),
 ) -> dict[str, Any]:
     """Writes model.stablehlo, labels.json, parity.json and README.md into `folder`.
 
@@ -63,7 +64,8 @@ def export(
       probabilities: give them, too; 4 bytes a pixel and class.
       platforms: those that the one file runs on.
       origin: where the weights came from, for README.md.
-      sizes: (height, width) of the images that it is checked with.
+      sizes: (height, width) of the embedded scenes that it is checked with.
+      photographs: further images [H, W, C] uint8 to check it with, at their own sizes.
 
     Returns:
       The content of parity.json.
@@ -108,7 +110,7 @@ def export(
             )[:, : size[0], : size[1]]
         )
 
-    found = parity(loaded, live, crop_size, normalization, channels, sizes)
+    found = parity(loaded, live, crop_size, normalization, channels, sizes, photographs)
     found |= {
         "platforms": list(platforms),
         "checked_on": jax.default_backend(),
@@ -174,14 +176,16 @@ def parity(
     normalization: str,
     channels: int,
     sizes: Sequence[tuple[int, int]] = PARITY_SIZES,
+    photographs: Sequence[np.ndarray] = (),
 ) -> dict[str, Any]:
-    """Compares an exported program with the network, on embedded scenes of several sizes.
+    """Compares an exported program with the network, on scenes of several sizes and photographs.
 
     Args:
       exported: images [b, h, w, C] uint8 → labels [b, h, w], or a dictionary with them.
       live: (padded images [b, H, W, C] float32, (h, w)) → probabilities [b, h, w, classes].
       crop_size, normalization, channels: of the network's images.
       sizes: of the scenes; the last also as a batch of three.
+      photographs: further images [H, W, C] uint8.
 
     Returns:
       {"agrees", "near_tie", "cases": [{"images", "size", "pixels", "classes", "different",
@@ -190,8 +194,12 @@ def parity(
     scenes = Synthetic("val")
     pad_value = mean_and_std(normalization, channels)[0]
     cases = []
-    for size, count in (*((size, 1) for size in sizes), (sizes[-1], 3)):
-        images = np.stack([_scene(scenes, i, size, channels) for i in range(count)])
+    made = [
+        np.stack([_scene(scenes, i, size, channels) for i in range(count)])
+        for size, count in (*((size, 1) for size in sizes), (sizes[-1], 3))
+    ]
+    for images in (*made, *(photograph[None] for photograph in photographs)):
+        count, *size, _ = images.shape
         given = exported(images)
         given = np.asarray(given["labels"] if isinstance(given, dict) else given)
         examples = [{"image": image} for image in images]
@@ -201,7 +209,7 @@ def parity(
         cases.append(
             {
                 "images": count,
-                "size": list(size),
+                "size": size,
                 "pixels": given.size,
                 "classes": len(np.unique(given)),
                 "different": int((given != probs.argmax(-1)).sum()),

@@ -64,7 +64,8 @@ def run(
         score. A number of classes that is None becomes that of the user's own data.
       mode: one of `command_line.MODES`.
       workdir: for everything that is written.
-      input: predict: file, folder or glob; import: weight file; score: folder of label images.
+      input: predict: file, folder or glob, export: likewise, to check it with; import: weight
+        file; score: folder of label images.
       output: predict, export, score, import: where to, if not workdir/predictions, workdir/export,
         workdir/score, workdir.
       profile: write a trace of the work to workdir/profile; of training a few steps.
@@ -99,7 +100,7 @@ def run(
         return _score(config, workdir, input, truth, output)
     with runtime.profile(traces):
         if mode == "export":
-            return _export(config, workdir, output or workdir / "export")
+            return _export(config, workdir, input, output or workdir / "export")
         if mode == "predict":
             return _predict(config, workdir, input, output)
         if mode == "check_data":
@@ -255,7 +256,7 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     runtime.say(f"{len(paths)} images segmented: {output}")
 
 
-def _export(config, workdir: Path, folder: Path):
+def _export(config, workdir: Path, input: str | None, folder: Path):
     """Writes the network as it is evaluated, as a program that needs nothing of this package."""
     given = config.predict
     others = ("add_flipped_images", "crf", "tile_size", "resize", "raw_ids")
@@ -269,6 +270,7 @@ def _export(config, workdir: Path, folder: Path):
     networks.check_channels(config, channels)
     variables, step = networks.trained(config, workdir, module, channels)
     labels = classes.labels_of(config, workdir)
+    photographs = [files.read_image(path) for path in files.find_images(input)] if input else ()
     found = export.export(
         eval_module,
         variables,
@@ -279,6 +281,7 @@ def _export(config, workdir: Path, folder: Path):
         crop_size=given.crop_size,
         channels=channels,
         origin=f"{config.model.name} {config.model.backbone}, step {step}",
+        photographs=photographs,
         **config.export,
     )
     for case in found["cases"]:

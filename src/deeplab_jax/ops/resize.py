@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import max_dim  # of integers, and of the symbols of an export
 
 from deeplab_jax.ops.geometry import at_least_float32
 
@@ -50,7 +51,7 @@ def _positions(old: int, new: int, align_corners: bool, scale, dtype) -> jax.Arr
     """Where the new samples lie on the old grid."""
     position = jnp.arange(new, dtype=dtype)
     if align_corners:
-        position = position * ((old - 1) / max(new - 1, 1))
+        position = position * ((old - 1) / max_dim(new - 1, 1))
     else:
         position = (position + 0.5) * (1 / scale if scale else old / new) - 0.5
     return jnp.clip(position, 0, old - 1)
