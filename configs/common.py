@@ -180,6 +180,7 @@ def base() -> ConfigDict:
 
     export = config.export = ConfigDict()  # at eval.model's stride, padded as predict.crop_size
     export.probabilities = False  # beside the labels
+    export.saved_model = False  # TensorFlow's, too
     export.platforms = ("cpu", "cuda", "rocm", "tpu")
     return config
 

@@ -13,7 +13,7 @@ PACKAGE = Path(deeplab_jax.__file__).parent
 # A module may import those of lower floors (and of its own folder).
 FLOORS = [
     {"errors", "output"},
-    {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf", "tiles"},
+    {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf", "tiles", "saved_model"},
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers", "report"},
     {"advice", "classes", "predict", "command_line"},
@@ -32,7 +32,8 @@ FLOORS = [
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 MODULES = sorted(PACKAGE.rglob("*.py"))
-_READS_TORCH = {"importers": "torch"}
+# torch reads .pth files, TensorFlow writes SavedModels, where they are installed and asked for.
+_MAY_USE = {"importers": {"torch"}, "saved_model": {"tensorflow"}}
 
 
 def room(path: Path) -> str:
@@ -68,8 +69,7 @@ def test_imports_point_down(path):
 def test_rooms_keep_to_themselves(path):
     names, here = imported(path), room(path)
     heads = {name.split(".")[0] for name in names}
-    # torch reads .pth files, where it is installed and one is given.
-    foreign = {"tensorflow", "configs", "common"} | ({"torch"} - {_READS_TORCH.get(here)})
+    foreign = {"tensorflow", "torch", "configs", "common"} - _MAY_USE.get(here, set())
     assert not heads & foreign
     if here == "data":
         assert not heads & {"jax", "flax", "optax"}

@@ -1,5 +1,6 @@
 """The exported program: the network's answers at any size, in a process without this package."""
 
+import importlib.util
 import json
 import os
 import re
@@ -80,6 +81,31 @@ def test_what_its_readme_says_works_where_this_package_is_not(exported, tmp_path
     np.testing.assert_array_equal(answer[0], predict(module, variables, image, crop_size=CROP))
     counted = {NAMES[i]: int((answer == i).sum()) for i in np.unique(answer)}
     assert done.stdout.strip() == str(counted)
+
+
+def test_a_saved_model_says_the_same(exported, tmp_path):
+    pytest.importorskip("tensorflow", reason="SavedModels need TensorFlow")
+    _, module, variables, _ = exported
+    found = export.export(
+        module, variables, tmp_path, labels(NAMES), normalization="zero_mean", align_corners=True,
+        saved_model=True, sizes=SIZES[1:], platforms=("cpu",),
+    )  # fmt: skip
+    assert [case["images"] for case in found["saved_model"]] == [1, 3]
+    assert (tmp_path / "saved_model" / "saved_model.pb").is_file()
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("saved_model", "model.stablehlo", "labels.json", "parity.json", "README.md")
+    }
+
+
+def test_a_saved_model_without_tensorflow_is_told(exported, tmp_path):
+    if importlib.util.find_spec("tensorflow"):
+        pytest.skip("TensorFlow is here")
+    _, module, variables, _ = exported
+    with pytest.raises(ConfigError, match=r"pip install 'deeplab_jax\[tensorflow\]'"):
+        export.export(
+            module, variables, tmp_path, labels(NAMES), normalization="zero_mean",
+            align_corners=True, saved_model=True, sizes=SIZES[1:], platforms=("cpu",),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 from jax.core import max_dim, min_dim
 
 from deeplab_jax import runtime
+from deeplab_jax import saved_model as tensorflow
 from deeplab_jax.config import PLATFORMS
 from deeplab_jax.data.labels import FILE, Labels
 from deeplab_jax.data.pipeline import eval_batches
@@ -24,6 +27,7 @@ from deeplab_jax.models.folding import fold_batch_norm
 from deeplab_jax.predict import label_maps, probability_maps
 
 MODEL, PARITY, CARD = "model.stablehlo", "parity.json", "README.md"
+SAVED_MODEL = "saved_model"
 NEAR_TIE = 1e-3  # two classes whose probabilities are as near may change places by rounding
 PARITY_SIZES = ((513, 513), (375, 500), (97, 145))
 
@@ -39,6 +43,7 @@ def export(
     crop_size: Sequence[int] | None = None,
     channels: int = 3,
     probabilities: bool = False,
+    saved_model: bool = False,
     platforms: Sequence[str] = PLATFORMS,
     origin: str = "",
     sizes: Sequence[tuple[int, int]] = PARITY_SIZES,
@@ -62,6 +67,7 @@ def export(
       crop_size: smaller images are padded to this with the mean pixel, as in evaluation.
       channels: of the images.
       probabilities: give them, too; 4 bytes a pixel and class.
+      saved_model: write TensorFlow's SavedModel, too, into the folder saved_model.
       platforms: those that the one file runs on.
       origin: where the weights came from, for README.md.
       sizes: (height, width) of the embedded scenes that it is checked with.
@@ -72,7 +78,7 @@ def export(
 
     Raises:
       ConfigError: without the platform at hand, or for a network that must know its images' size.
-      NumericsError: if the program disagrees with the live network.
+      NumericsError: if the program, or the SavedModel, disagrees with the live network.
     """
     here = jax.export.default_export_platform()
     if here not in platforms:
@@ -101,7 +107,7 @@ def export(
             f"({str(error).splitlines()[0]})"
         ) from error
     content = bytes(made.serialize())
-    loaded = jax.jit(jax.export.deserialize(bytearray(content)).call)
+    read = jax.export.deserialize(bytearray(content))
 
     def live(image, size):
         return np.asarray(
@@ -110,18 +116,28 @@ def export(
             )[:, : size[0], : size[1]]
         )
 
-    found = parity(loaded, live, crop_size, normalization, channels, sizes, photographs)
-    found |= {
+    def checked(answer) -> dict[str, Any]:
+        found = parity(answer, live, crop_size, normalization, channels, sizes, photographs)
+        if not found["agrees"]:
+            raise NumericsError(
+                f"what was exported disagrees with the network: {found['cases']}; it was not kept. "
+                "Please report this with the configuration"
+            )
+        return found
+
+    found = checked(jax.jit(read.call)) | {
         "platforms": list(platforms),
         "checked_on": jax.default_backend(),
         "jax": jax.__version__,
         "bytes": len(content),
     }
-    if not found["agrees"]:
-        raise NumericsError(
-            f"the exported program disagrees with the network: {found['cases']}; nothing was "
-            "written. Please report this with the configuration"
-        )
+    if saved_model:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            made = Path(temporary) / SAVED_MODEL
+            found["saved_model"] = checked(tensorflow.write(read, made))["cases"]
+            shutil.rmtree(folder / SAVED_MODEL, ignore_errors=True)
+            made.rename(folder / SAVED_MODEL)
     runtime.write_whole(folder / MODEL, content)
     runtime.write_whole(folder / FILE, labels.to_json())
     runtime.write_whole(folder / PARITY, json.dumps(found, indent=1) + "\n")
