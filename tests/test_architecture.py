@@ -13,7 +13,18 @@ PACKAGE = Path(deeplab_jax.__file__).parent
 # A module may import those of lower floors (and of its own folder).
 FLOORS = [
     {"errors", "output"},
-    {"ops", "metrics", "runtime", "data", "huge_pages", "optim", "crf", "tiles", "saved_model"},
+    {
+        "ops",
+        "metrics",
+        "runtime",
+        "data",
+        "huge_pages",
+        "optim",
+        "crf",
+        "tiles",
+        "meter",
+        "saved_model",
+    },
     {"losses", "pictures", "config", "counting"},
     {"models", "checkpoint", "importers", "report"},
     {"advice", "classes", "predict", "command_line"},

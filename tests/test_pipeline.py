@@ -19,7 +19,8 @@ from test_data import DATA
 from deeplab_jax import runtime
 from deeplab_jax.data import files, pipeline
 from deeplab_jax.errors import DataError, ResourceError
-from deeplab_jax.train import Meter, finisher
+from deeplab_jax.meter import Meter
+from deeplab_jax.train import finisher
 
 
 def stream(root, threads=1, workers=0, **changes):

@@ -97,7 +97,7 @@ def run(
     if mode == "import":
         return _import(config, input, output or workdir)
     if mode == "score":
-        return _score(config, workdir, input, truth, output)
+        return scores.score_files(config, input, truth, output or (workdir and workdir / "score"))
     with runtime.profile(traces):
         if mode == "export":
             return _export(config, workdir, input, output or workdir / "export")
@@ -292,28 +292,6 @@ def _export(config, workdir: Path, input: str | None, folder: Path):
         )
     runtime.say(f"{found['bytes'] / 1e6:.1f} MB for {', '.join(found['platforms'])}: {folder}")
     return found
-
-
-def _score(config, workdir: Path | None, input: str | None, truth: str | None, output: Path | None):
-    """Scores label images of any origin."""
-    if not (input and truth):
-        raise ConfigError("--mode=score needs --input=PREDICTIONS and --truth=MASKS, folders")
-    found = scores.pairs(Path(input).expanduser(), Path(truth).expanduser())
-    if config is None:
-        labels, widths, subset = scores.unnamed(found), (), ()
-    else:
-        labels = pipeline.class_labels(config.data, config.model.num_classes)
-        widths, subset = config.eval.trimap_widths, config.eval.class_subset
-    raw = config is not None and config.predict.raw_ids
-    result = scores.score(
-        found, labels, raw_predictions=raw, trimap_widths=widths, class_subset=subset
-    )
-    runtime.say(evaluate.table(result.figures))
-    if folder := output or (workdir and workdir / "score"):
-        settings = {"predictions": input, "truth": truth, "images": len(found)}
-        evaluate.write(folder, result, labels, settings)
-        runtime.say(f"report.html, pictures and tables in {folder}")
-    return result.figures
 
 
 def _tune_crf(config, workdir: Path):

@@ -6,11 +6,43 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax import metrics, runtime
-from deeplab_jax.data import files
+from deeplab_jax import evaluate, metrics, runtime
+from deeplab_jax.data import files, pipeline
 from deeplab_jax.data.labels import IGNORE_LABEL, Labels, labels
-from deeplab_jax.errors import DataError, first_few
+from deeplab_jax.errors import ConfigError, DataError, first_few
 from deeplab_jax.evaluate import Evaluation, Tally
+
+
+def score_files(
+    config, predictions: str | None, truth: str | None, folder: Path | None
+) -> dict[str, Any]:
+    """Scores, says and writes; returns the figures.
+
+    Args:
+      config: says what the masks' ids mean; None: classes are what ids there are.
+      predictions, truth: a folder or file each.
+      folder: for the report; None writes nothing.
+
+    Raises:
+      ConfigError: without one of the two.
+      DataError: as `pairs`, `unnamed` and `score`.
+    """
+    if not (predictions and truth):
+        raise ConfigError("--mode=score needs --input=PREDICTIONS and --truth=MASKS, folders")
+    found = pairs(Path(predictions).expanduser(), Path(truth).expanduser())
+    if config is None:
+        known, raw, widths, subset = unnamed(found), False, (), ()
+    else:
+        known = pipeline.class_labels(config.data, config.model.num_classes)
+        raw = config.predict.raw_ids
+        widths, subset = config.eval.trimap_widths, config.eval.class_subset
+    result = score(found, known, raw_predictions=raw, trimap_widths=widths, class_subset=subset)
+    runtime.say(evaluate.table(result.figures))
+    if folder:
+        settings = {"predictions": predictions, "truth": truth, "images": len(found)}
+        evaluate.write(folder, result, known, settings)
+        runtime.say(f"report.html, pictures and tables in {folder}")
+    return result.figures
 
 
 def pairs(predictions: Path, truth: Path) -> list[tuple[Path, Path]]:
