@@ -7,8 +7,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from deeplab_jax import report
-from deeplab_jax.data.labels import labels
+from deeplab_jax import pictures, report
+from deeplab_jax.data.labels import labels, voc_palette
 from deeplab_jax.evaluate import Shown, Tally
 
 NASTY = "<img src=x onerror=alert(1)>'\"&\x1b[31m"
@@ -35,13 +35,15 @@ def page():
         ))  # fmt: skip
     known = labels(["background", "road", NASTY, "never seen"])
     figures = tally.results(known.names)
-    settings = {"weights": NASTY, "mirrored": False}
+    settings = {"weights": NASTY, "mirrored": False, "images": 1}
     return report.page(figures, tally.total, known, shown.groups(), settings)
 
 
 def test_it_holds_every_figure_and_needs_nothing_else(page):
     assert "mean IoU without background" in page
     assert "frequency weighted IoU" in page
+    assert "<th>mirrored</th><td>no</td>" in page
+    assert "<th>images</th><td>1</td>" in page
     row = re.search(r"<tr><th><span[^>]*></span>never seen.*?</tr>", page)[0]
     assert row.count("–") == 2  # IoU and accuracy of a class that is nowhere
     assert not re.search("(src|href)=['\"](?!data:)", page)
@@ -62,6 +64,18 @@ def test_it_shows_the_best_the_worst_and_some_between(page):
     assert best == [11, 10, 9]
     assert worst == [0, 1, 2]
     assert spread == [0, 5, 11]
+
+
+def test_an_overlay_blends_classes_and_leaves_background():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (pictures.ROWS + 44, 30, 3)).astype(np.uint8)
+    ids = rng.integers(0, 4, image.shape[:2])
+    palette = voc_palette()
+    drawn = pictures.overlay(image, ids, palette, opacity=0.6)
+    assert drawn.dtype == np.uint8
+    np.testing.assert_array_equal(drawn[ids == 0], image[ids == 0])
+    mixed = 0.4 * image + 0.6 * palette[ids]
+    assert np.abs(drawn.astype(float) - mixed)[ids > 0].max() <= 0.51
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from conftest import CONFIGS
 from PIL import Image
 
-from deeplab_jax import main, metrics, score
+from deeplab_jax import config, main, metrics, score
 from deeplab_jax.errors import ConfigError, DataError
 
 
@@ -88,3 +89,34 @@ def test_what_does_not_fit_is_named(folders):
     Image.fromarray(good).save(first)
     with pytest.raises(DataError, match="nothing but void"):
         run()
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_predictions_hold_labels_or_the_masks_own_ids(folders, tmp_path, raw):
+    """Masks have the ids 10, 20, 30, 40 for the classes 0 to 3, and some RGB colours."""
+    predictions, masks = folders
+    colors = np.array([[9, 0, 0], [0, 9, 0], [0, 0, 9], [9, 9, 0]], np.uint8)
+    classes = [
+        {"name": f"class_{i}", "ids": [10 * i + 10], "color": color.tolist()}
+        for i, color in enumerate(colors)
+    ]
+    ignore = {"color": [255, 255, 255]}
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore": ignore}))
+    before = main.run(None, "score", None, str(predictions), truth=str(masks))
+    for i, path in enumerate(sorted(masks.iterdir())):
+        ids = read(path)
+        drawn = np.where((ids == 255)[..., None], 255, colors[ids % 255]).astype(np.uint8)
+        own = np.where(ids == 255, 255, 10 * ids + 10).astype(np.uint8)
+        Image.fromarray(own if i % 2 else drawn).save(path)
+        if raw:
+            given = predictions / "seen" / path.name
+            Image.fromarray(10 * read(given) + 10).save(given)
+    settings = config.load(
+        f"{CONFIGS}/v3.py:folder",
+        {"data.root": str(root), "model.num_classes": 4, "predict.raw_ids": raw},
+    )
+    after = main.run(settings, "score", None, str(predictions), truth=str(masks))
+    assert after["mean_iou"] == before["mean_iou"]
+    assert after["boundary_iou"] == before["boundary_iou"]

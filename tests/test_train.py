@@ -193,8 +193,10 @@ def test_changed_data_are_refused_or_confirmed(data_folder, tmp_path, capsys):
     main.run(small(data_folder, **quick), "train", tmp_path)
     image = data_folder / "images" / "scene 0.jpg"
     Image.new("RGB", (50, 40)).save(image)  # as many images as before
+    described = (tmp_path / "config.json").read_text()
     with pytest.raises(DataError, match=r"data fingerprint \w+, now it is .*allow_change=True"):
         main.run(small(data_folder, **quick | {"train__steps": 2}), "train", tmp_path)
+    assert (tmp_path / "config.json").read_text() == described
     capsys.readouterr()
     main.run(
         small(data_folder, **quick | {"train__steps": 2}, data__allow_change=True),

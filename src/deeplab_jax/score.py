@@ -73,7 +73,10 @@ def _by_stem(path: Path) -> dict[str, Path]:
     by_stem: dict[str, Path] = {}
     for file in found:
         if file.stem in by_stem:
-            raise DataError(f"{file} and {by_stem[file.stem]} have the same name; keep one")
+            raise DataError(
+                f"{file} and {by_stem[file.stem]} have the same name; name the folder that holds "
+                "the label images alone"
+            )
         by_stem[file.stem] = file
     return by_stem
 

@@ -140,6 +140,8 @@ def named_labels(data: Mapping[str, Any]) -> Labels | None:
 
 def _own_labels(data: Mapping[str, Any], num_classes: int | None) -> Labels:
     found, root = named_labels(data), data["root"]
+    if found is None and num_classes is None and data["label_map"]:
+        num_classes = 1 + max(set(data["label_map"].values()) - {data["ignore_label"]}, default=0)
     if found is None and num_classes is None:
         raise ConfigError(
             f"model.num_classes is not set, and {root} has no classes.json: --mode=check_data "
