@@ -17,14 +17,15 @@ from conftest import write_folder
 from test_data import DATA
 
 from deeplab_jax import runtime
-from deeplab_jax.data import files, pipeline
+from deeplab_jax.data import folder, pipeline
+from deeplab_jax.data.labels import labels
 from deeplab_jax.errors import DataError, ResourceError
 from deeplab_jax.meter import Meter
 from deeplab_jax.train import finisher
 
 
 def stream(root, threads=1, workers=0, **changes):
-    source = files.folder(root, "all", 3, 255)
+    source = folder.source(root, "all", labels((), 3))
     data = DATA | {"num_threads": threads, "num_workers": workers} | changes
     return pipeline.train_iterator(source, data, seed=3, batch_size=3)
 
@@ -117,10 +118,11 @@ def test_batches_finished_on_the_device_are_those_of_the_host(root):
 PROGRAM = """
 import json, multiprocessing, sys, time
 from deeplab_jax import runtime
-from deeplab_jax.data import files, pipeline
+from deeplab_jax.data import folder, pipeline
+from deeplab_jax.data.labels import labels
 
 if __name__ == "__main__":
-    source = files.folder(sys.argv[1], "all", 3, 255)
+    source = folder.source(sys.argv[1], "all", labels((), 3))
     with pipeline.train_iterator(source, json.loads(sys.argv[2]), 0, 3) as batches:
         next(batches)
         print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
