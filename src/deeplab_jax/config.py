@@ -327,6 +327,12 @@ def eval_model(config: Mapping[str, Any]) -> dict[str, Any]:
     return model
 
 
+def predict_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of `predict.predict`: `config.predict`, with the CRF's own if it is on."""
+    crf = dict(config["crf"]) if config["predict"]["crf"] else None
+    return dict(config["predict"]) | {"crf": crf}
+
+
 def to_json(config: Mapping[str, Any]) -> str:
     """The resolved configuration as plain JSON; YAML of a ConfigDict would carry Python objects."""
     as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)

@@ -1,6 +1,7 @@
 """Evaluation over a whole split: one confusion matrix, a table, trimaps, pictures."""
 
 import csv
+import functools
 import heapq
 import io
 import json
@@ -15,10 +16,11 @@ import numpy as np
 from deeplab_jax import __version__, metrics, pictures, report, runtime
 from deeplab_jax.config import eval_model
 from deeplab_jax.data import pipeline
+from deeplab_jax.data.files import shown_size
 from deeplab_jax.data.labels import Labels
 from deeplab_jax.data.transforms import normalization
 from deeplab_jax.predict import label_maps, predict, probability_maps, refine
-from deeplab_jax.report import Example
+from deeplab_jax.report import Example, percent
 
 
 class Tally:
@@ -79,7 +81,8 @@ class Shown:
         self.kept = min(self.EXTREMES, count)
 
     def add(self, place: int, iou: float, make: Callable[[], Example]) -> None:
-        """`make` is called for an image that is kept."""
+        """`make` is called, once, for an image that is kept."""
+        make = functools.cache(make)
         if place in self.places:
             self.spread.append(make())
         if np.isnan(iou):
@@ -249,8 +252,11 @@ def settings(config: Mapping[str, Any], weights: str, images: int) -> dict[str, 
       images: how many were evaluated.
     """
     model, given = eval_model(config), config["eval"]
-    tiles = given["tile_size"] and f"{_size(given['tile_size'])}, overlap {given['tile_overlap']}"
-    padded = "each image's own size" if given["crop_size"] is None else _size(given["crop_size"])
+    padded = "each image's own size"
+    if given["crop_size"] is not None:
+        padded = shown_size(given["crop_size"])
+    if given["tile_size"]:
+        padded = f"{shown_size(given['tile_size'])}, overlap {given['tile_overlap']}"
     return {
         "weights": weights,
         "model": f"{model['name']} {model['backbone']}",
@@ -259,23 +265,15 @@ def settings(config: Mapping[str, Any], weights: str, images: int) -> dict[str, 
         "dataset": f"{config['data']['name']} {given['split']}, {images} images",
         "scales": ", ".join(map(str, given["eval_scales"])),
         "mirrored": given["add_flipped_images"],
-        "padded to": tiles or padded,
+        "padded to": padded,
         "CRF": given["crf"] and ", ".join(f"{k} {v}" for k, v in config["crf"].items()),
         "deeplab_jax": __version__,
     }
 
 
-def _size(size) -> str:
-    return f"{size[1]}x{size[0]}"
-
-
 def headline(results: Mapping[str, Any]) -> str:
     """The one figure that a line has room for."""
-    return f"mean iou {_percent(results['mean_iou'])}"
-
-
-def _percent(share: float) -> str:
-    return "–" if np.isnan(share) else f"{100 * share:.2f} %"
+    return f"mean iou {percent(results['mean_iou'])}"
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -283,13 +281,13 @@ def table(results: Mapping[str, Any]) -> str:
     width = max(len(name) for name in results["iou"])
     lines = [f"{'class':<{width}}   IoU %   predicted %"]
     for name, iou in results["iou"].items():
-        shown, share = _percent(iou).removesuffix(" %"), results["predicted_share"][name]
+        shown, share = percent(iou).removesuffix(" %"), results["predicted_share"][name]
         lines.append(f"{name:<{width}}  {shown:>6}  {100 * share:>11.2f}")
     before = results.get("before_crf", {})
 
     def line(what, value, given):
-        was = "" if given is None else f", before the CRF {_percent(given)}"
-        lines.append(f"{what}: {_percent(value)}{was}")
+        was = "" if given is None else f", before the CRF {percent(given)}"
+        lines.append(f"{what}: {percent(value)}{was}")
 
     for key, value in results.items():
         if key.startswith(("mean_", "pixel_accuracy", "frequency")):

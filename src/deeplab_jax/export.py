@@ -5,6 +5,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from deeplab_jax import runtime
 from deeplab_jax import saved_model as tensorflow
 from deeplab_jax.config import PLATFORMS
 from deeplab_jax.data.labels import FILE, Labels
-from deeplab_jax.data.pipeline import eval_batches
 from deeplab_jax.data.synthetic import Synthetic
 from deeplab_jax.data.transforms import normalization as mean_and_std
 from deeplab_jax.data.transforms import resize_bilinear
 from deeplab_jax.errors import ConfigError, NumericsError
 from deeplab_jax.models.folding import fold_batch_norm
 from deeplab_jax.predict import label_maps, probability_maps
+from deeplab_jax.predict import probabilities as see
 
 MODEL, PARITY, CARD = "model.stablehlo", "parity.json", "README.md"
 SAVED_MODEL = "saved_model"
@@ -84,13 +85,8 @@ def export(
     if here not in platforms:
         raise ConfigError(f"export.platforms={tuple(platforms)} lacks {here}, where it is checked")
     variables = fold_batch_norm(module, variables)
-    program = _program(
-        module,
-        variables,
-        {"normalization": normalization, "align_corners": align_corners},
-        crop_size,
-        probabilities,
-    )
+    options = {"normalization": normalization, "align_corners": align_corners}
+    program = _program(module, variables, options, crop_size, probabilities)
     images = jax.ShapeDtypeStruct(
         (*jax.export.symbolic_shape("b, h, w"), channels), jnp.dtype("uint8")
     )
@@ -109,15 +105,10 @@ def export(
     content = bytes(made.serialize())
     read = jax.export.deserialize(bytearray(content))
 
-    def live(image, size):
-        return np.asarray(
-            probability_maps(
-                module, variables, image, normalization=normalization, align_corners=align_corners
-            )[:, : size[0], : size[1]]
-        )
+    live = partial(see, module, variables, crop_size=crop_size, **options)
 
     def checked(answer) -> dict[str, Any]:
-        found = parity(answer, live, crop_size, normalization, channels, sizes, photographs)
+        found = parity(answer, live, channels, sizes, photographs)
         if not found["agrees"]:
             raise NumericsError(
                 f"what was exported disagrees with the network: {found['cases']}; it was not kept. "
@@ -188,8 +179,6 @@ def _side(n, crop: int | None):
 def parity(
     exported: Callable,
     live: Callable,
-    crop_size,
-    normalization: str,
     channels: int,
     sizes: Sequence[tuple[int, int]] = PARITY_SIZES,
     photographs: Sequence[np.ndarray] = (),
@@ -198,8 +187,8 @@ def parity(
 
     Args:
       exported: images [b, h, w, C] uint8 → labels [b, h, w], or a dictionary with them.
-      live: (padded images [b, H, W, C] float32, (h, w)) → probabilities [b, h, w, classes].
-      crop_size, normalization, channels: of the network's images.
+      live: an image [h, w, C] uint8 → probabilities [h, w, classes].
+      channels: of the network's images.
       sizes: of the scenes; the last also as a batch of three.
       photographs: further images [H, W, C] uint8.
 
@@ -208,7 +197,6 @@ def parity(
       "largest_gap"}]}; a gap is how far apart the network holds the two labels' probabilities.
     """
     scenes = Synthetic("val")
-    pad_value = mean_and_std(normalization, channels)[0]
     cases = []
     made = [
         np.stack([_scene(scenes, i, size, channels) for i in range(count)])
@@ -218,9 +206,7 @@ def parity(
         count, *size, _ = images.shape
         given = exported(images)
         given = np.asarray(given["labels"] if isinstance(given, dict) else given)
-        examples = [{"image": image} for image in images]
-        batches = eval_batches(examples, crop_size, pad_value, count)
-        probs = live(next(batches)[0], size)
+        probs = np.stack([live(image) for image in images])
         gap = probs.max(-1) - np.take_along_axis(probs, given[..., None].astype(int), -1)[..., 0]
         cases.append(
             {

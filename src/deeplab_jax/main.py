@@ -251,7 +251,7 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     # Not frozen: images differ in size, and constants would make every size compile for longer.
     variables = fold_batch_norm(eval_module, variables)
     labels = classes.labels_of(config, workdir)
-    options = dict(config.predict) | {"crf": dict(config.crf) if config.predict.crf else None}
+    options = configuration.predict_options(config)
     predict_files.predict_files(eval_module, variables, targets, output, labels, options)
     runtime.say(f"{len(paths)} images segmented: {output}")
 

@@ -45,7 +45,7 @@ def page(
       settings: {what: value} of how this was measured.
     """
     totals = {
-        key.replace("_", " ").replace("iou", "IoU"): _percent(value)
+        key.replace("_", " ").replace("iou", "IoU"): percent(value)
         for key, value in figures.items()
         if isinstance(value, float)
     }
@@ -63,7 +63,7 @@ def page(
     return f"""<!doctype html>
 <html lang=en><meta charset=utf-8><title>Evaluation</title>
 <meta name=viewport content="width=device-width"><style>{_STYLE}</style>
-<h1>mean IoU {_percent(figures["mean_iou"])}</h1>
+<h1>mean IoU {percent(figures["mean_iou"])}</h1>
 <div class=columns>{_table(totals)}{_table(settings)}</div>
 <h2>Classes</h2>{_classes(figures, confusion, labels)}
 {"<h2>Near boundaries</h2>" + _curve(curves) if curves else ""}
@@ -115,9 +115,9 @@ def _classes(figures, confusion, labels: Labels) -> str:
         width = 0 if math.isnan(iou) else 100 * iou
         rows.append(
             f"<tr><th><span class=swatch style='background:{colour}'></span>{_text(name)}</th>"
-            f"<td>{_percent(iou)}</td><td>{_percent(accuracy)}</td>"
-            f"<td>{_percent(truth / max(confusion.sum(), 1))}</td>"
-            f"<td>{_percent(figures['predicted_share'][name])}</td>"
+            f"<td>{percent(iou)}</td><td>{percent(accuracy)}</td>"
+            f"<td>{percent(truth / max(confusion.sum(), 1))}</td>"
+            f"<td>{percent(figures['predicted_share'][name])}</td>"
             f"<td class=bar><i style='width:{width:.1f}%'></i></td></tr>"
         )
     head = "".join(f"<td>{title}</td>" for title in ("IoU", "accuracy", "labelled", "predicted"))
@@ -169,7 +169,7 @@ def _slider(example: Example) -> str:
         f"<input type=range min=0 max={last} step=0.01 value={min(2, last)} "
         f"aria-label='what is shown of {_text(example.name)}'>"
         f"<div class=titles>{titles}</div>"
-        f"<figcaption>{_text(example.name)}, mean IoU {_percent(example.iou)}</figcaption></figure>"
+        f"<figcaption>{_text(example.name)}, mean IoU {percent(example.iou)}</figcaption></figure>"
     )
 
 
@@ -178,7 +178,8 @@ def _text(value: Any) -> str:
     return html.escape("".join(c for c in str(value) if c.isprintable()), quote=True)
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share of 0..1 for people; "–" where there is none."""
     return "–" if share is None or math.isnan(share) else f"{100 * share:.2f} %"
 
 

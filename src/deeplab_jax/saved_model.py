@@ -30,11 +30,10 @@ def write(program: jax.export.Exported, folder: Path) -> Callable:
             "export.saved_model needs TensorFlow: pip install 'deeplab_jax[tensorflow]'"
         ) from error
     channels = program.in_avals[0].shape[-1]
-    known = {"cpu", "cuda", "rocm", "tpu"} & set(program.platforms)
     convert = jax2tf.convert(
         lambda images: program.call(images),
         polymorphic_shapes=[f"b, h, w, {channels}"],
-        native_serialization_platforms=sorted(known),
+        native_serialization_platforms=program.platforms,
     )
 
     def answer(images):

@@ -135,8 +135,9 @@ def score(
             truth, pred = truths.label(i), answers.label(i)
             if truth.shape != pred.shape:
                 raise DataError(
-                    f"{prediction}: {_size(pred)}, but {mask} is {_size(truth)}; predictions must "
-                    "have the size of their masks"
+                    f"{prediction}: {files.shown_size(pred.shape)}, but {mask} is "
+                    f"{files.shown_size(truth.shape)}; predictions must have the size of their "
+                    "masks"
                 )
             unknown = int(((pred == ignore_label) & (truth != ignore_label)).sum())
             if unknown:
@@ -154,7 +155,3 @@ def score(
     figures["boundary_iou"] = dict(zip(known.names, iou.tolist()))
     figures["mean_boundary_iou"] = float(np.nanmean(iou)) if either.any() else float("nan")
     return Evaluation(figures, tally, {}, [])
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"

@@ -132,8 +132,7 @@ def _trained(workdir: Path, options) -> Segmenter:
         labels = label_files.read(workdir / FILE, data["ignore_label"])
     conventions = _conventions(model, data["normalization"])
     if trained_here:
-        crf = stored["crf"] if stored["predict"]["crf"] else None
-        conventions |= stored["predict"] | {"crf": crf, "raw_ids": None}
+        conventions |= config.predict_options(stored) | {"raw_ids": None}
     seen = data.get("channels", "rgb") if channels == 3 else f"{channels} channels"
     return _live(module, variables, labels, conventions | options, channels, seen)
 

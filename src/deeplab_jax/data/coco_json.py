@@ -191,10 +191,7 @@ def _parsed(path: Path, *_state) -> dict[str, list[dict]]:
         raise DataError(
             f"{path}: {len(stray)} image_id of annotations that are no image:\n{first_few(stray)}"
         )
-    names = [image["file_name"] for image in given["images"]]
-    outside = [n for n in names if ".." in Path(n).parts or Path(n).is_absolute()]
-    if outside:
-        raise DataError(f"{path}: names must stay inside the dataset:\n{first_few(outside)}")
+    files.check_inside(path, [image["file_name"] for image in given["images"]])
     return given
 
 

@@ -197,8 +197,9 @@ def check_sizes(image: np.ndarray, mask: np.ndarray, image_path, mask_path) -> N
     """Raises DataError unless image [H, W, 3] and mask [H, W] are of one size."""
     if image.shape[:2] != mask.shape:
         raise DataError(
-            f"{mask_path}: mask of {_size(mask)} for an image of {_size(image)} "
-            f"({image_path}); they must be the same size" + _turned(image, mask)
+            f"{mask_path}: mask of {shown_size(mask.shape)} for an image of "
+            f"{shown_size(image.shape)} ({image_path}); they must be the same size"
+            + _turned(image, mask)
         )
 
 
@@ -299,8 +300,9 @@ def _turned(image: np.ndarray, mask: np.ndarray) -> str:
     return " (the image was turned upright by its EXIF orientation; turn the mask likewise)"
 
 
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"
+def shown_size(shape: Sequence[int]) -> str:
+    """(height, width, ...) as people write it: WIDTHxHEIGHT."""
+    return f"{shape[1]}x{shape[0]}"
 
 
 def find_images(path: str | Path) -> list[Path]:
@@ -341,10 +343,15 @@ def read_list(lists: Path, split: str) -> list[str]:
     names = read_lines(path)
     if not names:
         raise DataError(f"{path}: the list is empty")
+    check_inside(path, names)
+    return names
+
+
+def check_inside(path: Path, names: Sequence[str]) -> None:
+    """Raises DataError if a name of those in the file `path` leads out of the dataset."""
     outside = [name for name in names if ".." in Path(name).parts or Path(name).is_absolute()]
     if outside:
         raise DataError(f"{path}: names must stay inside the dataset:\n{first_few(outside)}")
-    return names
 
 
 def read_lines(path: Path) -> list[str]:

@@ -66,13 +66,17 @@ class Labels:
     colors: Mapping[RGB, int] = dataclasses.field(default_factory=dict)
 
     @property
+    def ids(self) -> tuple[tuple[int, ...], ...]:
+        """The ids of each class in the masks."""
+        return self.raw_ids or tuple((label,) for label in range(len(self.names)))
+
+    @property
     def label_map(self) -> np.ndarray | None:
         """The `table` of the raw ids; None where they are labels already."""
         if self.raw_ids is None and not (self.void_ids or self.others_void):
             return None
-        raw_ids = self.raw_ids or [(label,) for label in range(len(self.names))]
         label_map = dict.fromkeys(self.void_ids, self.ignore_label)
-        label_map |= {raw: label for label, ids in enumerate(raw_ids) for raw in ids}
+        label_map |= {raw: label for label, ids in enumerate(self.ids) for raw in ids}
         return table(label_map, self.ignore_label, self.others_void)
 
     @property
@@ -82,11 +86,10 @@ class Labels:
         Raises:
           DataError: for a class without one.
         """
-        raw_ids = self.raw_ids or [(label,) for label in range(len(self.names))]
-        lacking = [name for name, ids in zip(self.names, raw_ids) if not ids]
+        lacking = [name for name, ids in zip(self.names, self.ids) if not ids]
         if lacking:
             raise DataError(f"no mask has an id for {', '.join(lacking)}: there are no raw ids")
-        first = np.array([ids[0] for ids in raw_ids])
+        first = np.array([ids[0] for ids in self.ids])
         return first.astype(np.uint8 if first.max() < 256 else np.uint16)
 
     def mapped(self, label_map: Mapping[int, int], others_void: bool = False) -> "Labels":

@@ -93,10 +93,10 @@ def class_labels(data: Mapping[str, Any], num_classes: int | None) -> Labels:
     if name in datasets.DATASETS:
         names = datasets.names_of(name, data["root"])
         found = labels(names, num_classes, datasets.palette_of(name), ignore_label)
-        raw = datasets.label_map_of(name, ignore_label)
-        if raw is None:
+        raw_ids = datasets.DATASETS[name].raw_ids
+        if raw_ids is None:
             return found
-        classes = {i: int(to) for i, to in enumerate(raw) if 0 <= to < len(found.names)}
+        classes = {raw: label for label, raw in enumerate(raw_ids[: len(found.names)])}
         return found.mapped(classes, others_void=True)
     names = {"synthetic": SYNTHETIC_CLASSES, "shapes": shapes.CLASSES}.get(name, ())
     if name == "image_folder":

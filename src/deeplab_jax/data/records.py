@@ -5,7 +5,6 @@ their raw ids. Import it where it is needed: importing TFDS takes a second.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,11 +38,10 @@ class DeeplabRecords(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = tuple(
-        SplitConfig(name=_name(*which), dataset=which[0], split=which[1], channels=which[2])
-        for dataset in datasets.DATASETS
-        for which in itertools.product(
-            (dataset,), datasets.DATASETS[dataset].splits, datasets.channels_of(dataset)
-        )
+        SplitConfig(name=_name(name, split, channels), dataset=name, split=split, channels=channels)
+        for name, dataset in datasets.DATASETS.items()
+        for split in dataset.splits
+        for channels in datasets.channels_of(name)
     )
     MANUAL_DOWNLOAD_INSTRUCTIONS = "What `datasets.DATASETS[NAME].where` says, extracted."
 
