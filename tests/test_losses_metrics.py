@@ -9,7 +9,7 @@ import pytest
 from conftest import GOLDEN
 from scipy import ndimage
 
-from deeplab_jax import losses, metrics, ops, runtime
+from deeplab_jax import evaluate, losses, metrics, ops, runtime
 
 LOSS = common.base().loss.to_dict()
 REFERENCE = json.loads((GOLDEN / "fn_loss.json").read_text())
@@ -235,6 +235,40 @@ def test_trimap_of_width_w_is_the_dilated_void():
     disk = np.hypot(*np.mgrid[-3:4, -3:4]) <= 3
     dilated = ndimage.binary_dilation(labels == 255, disk)
     np.testing.assert_array_equal(metrics.boundary_distance(labels) <= 3, dilated)
+
+
+def test_the_best_labels_of_a_stride():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, (37, 50)).astype(np.uint8)
+    labels[labels == 3] = 255
+    for way in ("nearest", "bilinear", "area"):
+        np.testing.assert_array_equal(
+            metrics.coarsened(labels, 1, way), np.where(labels == 255, 0, labels)
+        )
+    # An even factor: cells of 4x4, whose "middle" is the third row and column.
+    coarse = metrics.coarsened(labels, 4, "nearest")
+    middles = labels[2::4, 2::4][:9, :12]
+    np.testing.assert_array_equal(coarse[:36:4, :48:4], np.where(middles == 255, 0, middles))
+    np.testing.assert_array_equal(coarse[:36, :48], np.kron(coarse[:36:4, :48:4], np.ones((4, 4))))
+    with pytest.raises(ValueError, match="cubic"):
+        metrics.coarsened(labels, 4, "cubic")
+
+
+def test_a_straight_edge_is_found_between_the_cells_it_runs_through():
+    labels = np.zeros((16, 24), np.uint8)
+    labels[:, 9:] = 1  # the edge, 1 px into the cell of columns 8 to 15
+    # The middles, columns 4 and 12, are of either side: half way between them is their edge.
+    assert (metrics.coarsened(labels, 8, "bilinear")[0] == 1).argmax() == 8
+    # The share of 7 columns of 8 tells where it really is.
+    assert (metrics.coarsened(labels, 8, "area")[0] == 1).argmax() == 9
+    assert (metrics.coarsened(labels, 8, "nearest")[0] == 1).argmax() == 8
+    tally = evaluate.Tally(2, 255, upper_bounds=(8, 1))
+    tally.add(labels, np.zeros_like(labels))
+    bounds = tally.results(("background", "right"))["upper_bounds"]
+    wrong = 16  # pixels of column 8, seen as class 1
+    right = 15 * 16
+    expected = np.mean([(8 * 16) / (8 * 16 + wrong), right / (right + wrong)])
+    assert bounds == {"8": pytest.approx(expected), "1": 1.0}
 
 
 def test_figures_equal_a_computation_from_sets_of_pixels():

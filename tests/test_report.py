@@ -20,7 +20,7 @@ BROWSER = next(
 @pytest.fixture
 def page():
     rng = np.random.default_rng(0)
-    tally = Tally(4, 255, (1, 2, 5, 10))
+    tally = Tally(4, 255, (1, 2, 5, 10), upper_bounds=(8,))
     shown = Shown(12, 3)
     for place in range(12):
         truth = np.kron(rng.integers(0, 3, (4, 6)), np.ones((10, 10), int))
@@ -41,6 +41,7 @@ def page():
 
 def test_it_holds_every_figure_and_needs_nothing_else(page):
     assert "mean IoU without background" in page
+    assert re.search(r"Upper bounds.*<th>stride 8</th><td>\d+\.\d\d %</td>", page)
     assert "frequency weighted IoU" in page
     assert "<th>mirrored</th><td>no</td>" in page
     assert "<th>images</th><td>1</td>" in page

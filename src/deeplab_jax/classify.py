@@ -41,12 +41,13 @@ def evaluate(
     *,
     mesh,
     trimap_widths: Sequence[int] = (),
+    upper_bounds: Sequence[int] = (),
     panels: int = 0,
 ) -> Evaluation:
     """Classifies the middle of every image of `source`; arguments as `evaluate.evaluate`'s.
 
     With `eval.add_flipped_images` the probabilities of an image and its mirror image are averaged.
-    Labels have no boundaries here: `trimap_widths` measures nothing.
+    Labels have no boundaries here: `trimap_widths` and `upper_bounds` measure nothing.
     """
     batch_size = -(-config["eval"]["batch_size"] // mesh.size) * mesh.size
     classes = config["model"]["num_classes"]

@@ -164,8 +164,9 @@ def check(config: Mapping[str, Any]) -> None:
             f"data.ignore_label={values['data.ignore_label']}: labels are bytes, 0 to 255. What "
             'else is void in a folder\'s masks its classes.json says: "ignore": {"ids": [...]}'
         )
-    if any(width <= 0 for width in values["eval.trimap_widths"]):
-        raise ConfigError(f"eval.trimap_widths={values['eval.trimap_widths']}: px above 0")
+    for key in ("eval.trimap_widths", "eval.upper_bounds"):
+        if any(width <= 0 for width in values[key]):
+            raise ConfigError(f"{key}={values[key]}: px above 0")
     unknown = set(values["export.platforms"]) - set(PLATFORMS)
     if unknown or not values["export.platforms"]:
         raise ConfigError(

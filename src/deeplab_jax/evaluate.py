@@ -24,25 +24,34 @@ from deeplab_jax.report import Example, percent
 
 
 class Tally:
-    """Counts of a whole split: a confusion matrix, and one for each trimap width."""
+    """Counts of a whole split: a confusion matrix, one a trimap width, and one an upper bound."""
 
-    def __init__(self, num_classes: int, ignore_label: int, trimap_widths: Sequence[int] = ()):
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_label: int,
+        trimap_widths: Sequence[int] = (),
+        upper_bounds: Sequence[int] = (),
+    ):
         self.num_classes, self.ignore_label = num_classes, ignore_label
-        self.widths = tuple(trimap_widths)
         self.total = np.zeros((num_classes, num_classes), np.int64)
-        self.bands = {width: self.total.copy() for width in self.widths}
+        self.bands = {width: self.total.copy() for width in trimap_widths}
+        self.bounds = {factor: self.total.copy() for factor in upper_bounds}
 
     def add(self, labels: np.ndarray, preds: np.ndarray) -> float:
         """Counts labels and preds [H, W]; returns their own mean IoU."""
         counts = metrics.confusion(labels, preds, self.num_classes, self.ignore_label)
         self.total += counts
-        if self.widths:
+        if self.bands:
             distance = metrics.boundary_distance(labels, self.ignore_label)
-            for width in self.widths:
+            for width, band in self.bands.items():
                 near = distance <= width
-                self.bands[width] += metrics.confusion(
+                band += metrics.confusion(
                     labels[near], preds[near], self.num_classes, self.ignore_label
                 )
+        for factor, bound in self.bounds.items():
+            coarse = metrics.coarsened(labels, factor, ignore_label=self.ignore_label)
+            bound += metrics.confusion(labels, coarse, self.num_classes, self.ignore_label)
         return metrics.mean_iou(counts)
 
     def results(self, names: Sequence[str], class_subset: Sequence[int] = ()) -> dict[str, Any]:
@@ -62,10 +71,10 @@ class Tally:
         results["iou"] = dict(zip(names, metrics.class_iou(self.total).tolist()))
         predicted = self.total.sum(axis=0) / max(self.total.sum(), 1)
         results["predicted_share"] = dict(zip(names, predicted.tolist()))
-        if self.widths:
-            results["trimap_mean_iou"] = {
-                str(width): metrics.mean_iou(band) for width, band in self.bands.items()
-            }
+        several = {"trimap_mean_iou": self.bands, "upper_bounds": self.bounds}
+        for key, counts in several.items():
+            if counts:
+                results[key] = {str(n): metrics.mean_iou(count) for n, count in counts.items()}
         return results
 
 
@@ -130,6 +139,7 @@ def evaluate(
     *,
     mesh,
     trimap_widths: Sequence[int] = (),
+    upper_bounds: Sequence[int] = (),
     panels: int = 0,
 ) -> Evaluation:
     """Predicts every image of `source`, whole and at its own size, and scores it.
@@ -141,6 +151,8 @@ def evaluate(
       labels: names and colours.
       mesh: the devices.
       trimap_widths: in px; () measures none.
+      upper_bounds: strides, in px, of which to tell what mean IoU a perfect network would have
+        ([FCN] Appendix A; `metrics.coarsened`).
       panels: how many images to show beside truth and prediction, spread over the split.
     """
     data, num_classes = config["data"], config["model"]["num_classes"]
@@ -153,7 +165,9 @@ def evaluate(
     crf = config["crf"] if config["eval"]["crf"] else None
     heads = dict(config["model"]["heads"] or {})
     of_heads = {name: Tally(classes, ignore_label) for name, classes in heads.items()}
-    tallies = [Tally(num_classes, ignore_label, trimap_widths) for _ in range(2 if crf else 1)]
+    tallies = [Tally(num_classes, ignore_label, trimap_widths, upper_bounds)]
+    if crf:
+        tallies.append(Tally(num_classes, ignore_label, trimap_widths))  # before it
     shown, beliefs, seen = Shown(len(source), panels), [], 0
     with runtime.Progress(len(source), "eval") as progress:
         for images, examples in _batches(source, config, batch_size):
@@ -295,6 +309,8 @@ def table(results: Mapping[str, Any]) -> str:
     trimaps = before.get("trimap_mean_iou", {})
     for width, value in results.get("trimap_mean_iou", {}).items():
         line(f"mean iou within {width} px of a boundary", value, trimaps.get(width))
+    for stride, value in results.get("upper_bounds", {}).items():
+        lines.append(f"mean iou of the truth itself at stride {stride}: {percent(value)}")
     taken = [name for name, share in results["predicted_share"].items() if share > 0]
     if len(taken) == 1:
         lines.append(

@@ -218,6 +218,7 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
         labels,
         mesh=runtime.data_mesh(),
         trimap_widths=config.eval.trimap_widths,
+        upper_bounds=config.eval.upper_bounds,
         panels=config.eval.panels,
     )
     folder = workdir / "eval"

@@ -89,6 +89,55 @@ def boundary_distance(labels: np.ndarray, ignore_label: int = 255) -> np.ndarray
     return ndimage.distance_transform_edt(~boundary)
 
 
+def coarsened(
+    labels: np.ndarray, factor: int, way: str = "bilinear", ignore_label: int = 255
+) -> np.ndarray:
+    """Labels [H, W] as the best network of a stride could give them ([FCN] Appendix A).
+
+    The paper does not say how its masks were made coarser.
+
+    Args:
+      labels: ids; void ones win nowhere, and are 0 where no class is near.
+      factor: the stride, in px.
+      way: "nearest" reads the pixel in the middle of each cell of factor x factor, for the whole
+        cell; "bilinear" interpolates between these pixels' classes, and the likeliest is it; "area"
+        does so between the shares of every class in the cells.
+
+    Returns:
+      Ids [H, W] of the same dtype.
+
+    Raises:
+      ValueError: for another way.
+    """
+    grids = [_cells(n, factor, way) for n in labels.shape]
+    best, answer = np.zeros(labels.shape), np.zeros_like(labels)
+    for label in np.unique(labels[labels != ignore_label]):
+        share = (labels == label).astype(np.float64)
+        for down, up in grids:  # rows, then columns: each pass puts its axis last
+            share = (up @ (down @ share)).T
+        answer = np.where(share > best, label, answer)
+        best = np.maximum(best, share)
+    return answer.astype(labels.dtype)
+
+
+def _cells(n: int, factor: int, way: str) -> tuple[np.ndarray, np.ndarray]:
+    """([cells, n], [n, cells]): what makes an axis coarser, and fine again."""
+    cells = -(-n // factor)
+    members = np.arange(n) // factor == np.arange(cells)[:, None]
+    middles = np.minimum(np.arange(cells) * factor + factor // 2, n - 1)
+    read = (np.arange(n) == middles[:, None]).astype(np.float64)
+    place = np.clip((np.arange(n) + 0.5) / factor - 0.5, 0, cells - 1)
+    blend = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(cells)))
+    ways = {
+        "nearest": (read, members.T.astype(np.float64)),
+        "bilinear": (read, blend),
+        "area": (members / members.sum(axis=1, keepdims=True), blend),
+    }
+    if way not in ways:
+        raise ValueError(f"way={way!r} is not one of {', '.join(ways)}")
+    return ways[way]
+
+
 def boundary_counts(
     labels: np.ndarray,
     preds: np.ndarray,

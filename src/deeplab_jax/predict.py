@@ -206,8 +206,8 @@ def predict(
       align_corners: of the logits' upsampling and of scaled images.
       eval_scales: the image is seen at each of these; their probabilities are averaged.
       add_flipped_images: and mirrored at each.
-      tile_size: (height, width) of tiles that larger images are seen in, in the memory of one band
-        of them; None sees any image whole. See `tiles.blended`.
+      tile_size: (height, width) of tiles that larger images are seen in, in little memory; None
+        sees any image whole. See `tiles.blended`.
       tile_overlap: px that neighbouring tiles share.
       resize: see the image at this size, (height, width), or with its longer side so long; its
         probabilities are resized back.
@@ -235,8 +235,9 @@ def predict(
         if crf or resize is not None:
             raise ConfigError("tiles go neither with the CRF nor with resizing: tile_size=None")
         see = functools.partial(probabilities, module, variables, **options)
-        bands = tiles.blended(image, see, tile_size, tile_overlap)
-        labels = np.concatenate([probs.argmax(-1).astype(np.uint8) for _, probs in bands])
+        labels = np.empty(size, np.uint8)
+        for place, probs in tiles.blended(image, see, tile_size, tile_overlap):
+            labels[place] = probs.argmax(-1)
     elif crf or resize is not None:
         padded = _padded(seen, crop_size, normalization)
         probs = probability_maps(module, variables, padded[None], **options)

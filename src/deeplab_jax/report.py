@@ -67,6 +67,7 @@ def page(
 <div class=columns>{_table(totals)}{_table(settings)}</div>
 <h2>Classes</h2>{_classes(figures, confusion, labels)}
 {"<h2>Near boundaries</h2>" + _curve(curves) if curves else ""}
+{_bounds(figures.get("upper_bounds"))}
 <h2>Confusion</h2><p>Rows are the truth, in per cent of themselves.</p>
 <img class=plain alt="confusion matrix" src="{_png(matrix)}">
 {galleries}<script>{_SCRIPT}</script></html>
@@ -122,6 +123,14 @@ def _classes(figures, confusion, labels: Labels) -> str:
         )
     head = "".join(f"<td>{title}</td>" for title in ("IoU", "accuracy", "labelled", "predicted"))
     return f"<table><tr><th></th>{head}<td></td></tr>{''.join(rows)}</table>"
+
+
+def _bounds(figures: Mapping[str, float] | None) -> str:
+    """What a perfect network of a stride would reach ([FCN] Appendix A)."""
+    if not figures:
+        return ""
+    rows = {f"stride {stride}": percent(iou) for stride, iou in figures.items()}
+    return f"<h2>Upper bounds</h2><p>Mean IoU of the truth, made so coarse.</p>{_table(rows)}"
 
 
 def _curve(curves: Mapping[str, Mapping[str, float]]) -> str:

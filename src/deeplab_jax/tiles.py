@@ -1,4 +1,4 @@
-"""Images too large to be seen at once: overlapping tiles, blended, a band of rows at a time."""
+"""Images too large to be seen at once: overlapping tiles, blended, given out piece by piece."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,19 +6,21 @@ import numpy as np
 
 from deeplab_jax.errors import ConfigError
 
+Place = tuple[slice, slice]  # rows and columns of an image
+
 
 def blended(
     image: np.ndarray,
     see: Callable[[np.ndarray], np.ndarray],
     tile_size: tuple[int, int],
     overlap: int,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (top, [rows, W, classes] float32): the mean of what overlapping tiles say, by rows.
+) -> Iterator[tuple[Place, np.ndarray]]:
+    """Yields (place, [h, w, classes] float32): means of what overlapping tiles say; disjoint.
 
     A tile weighs less towards its edges, where it sees least around a pixel: by sin² over
     `overlap` px, so that two tiles' weights sum to one and no seam shows. Image-level pooling and
-    the field of view end at a tile's edge: the answer is not that of the whole image. Memory is
-    that of a band as high as a tile, whatever the image's height.
+    the field of view end at a tile's edge: the answer is not that of the whole image. Held at once
+    are a tile's classes, and those of the rows that two rows of tiles share.
 
     Args:
       image: [H, W, C].
@@ -29,29 +31,45 @@ def blended(
     Raises:
       ConfigError: unless 0 <= overlap < half of each side.
     """
-    height, width = image.shape[:2]
-    tile_h, tile_w = (min(tile, size) for tile, size in zip(tile_size, (height, width)))
+    size = image.shape[:2]
+    tile_h, tile_w = (min(tile, length) for tile, length in zip(tile_size, size))
     if not 0 <= overlap < min(tile_size) / 2:
         raise ConfigError(
             f"tiles of {tile_size[1]}x{tile_size[0]} px overlapping by {overlap}: the overlap must "
             "be below half a tile"
         )
-    tops, lefts = starts(height, tile_h, overlap), starts(width, tile_w, overlap)
-    weights = ramp(tile_h, overlap)[:, None] * ramp(tile_w, overlap)
-    total = share = None
-    for top, following in zip(tops, [*tops[1:], height]):
-        for left in lefts:
+    (tops, rows), (lefts, columns) = (
+        _axis(length, tile, overlap) for length, tile in zip(size, (tile_h, tile_w))
+    )
+    weights = (ramp(tile_h, overlap)[:, None] * ramp(tile_w, overlap))[..., None]
+    above = None  # what the tiles before say of this row of tiles, [h, W, classes]
+    for top, bottom in zip(tops, [*tops[1:], size[0]]):
+        high, below, window = bottom - top, None, None
+        for left, right in zip(lefts, [*lefts[1:], size[1]]):
             probs = np.asarray(see(image[top : top + tile_h, left : left + tile_w]))
-            if total is None:
-                total = np.zeros((tile_h, width, probs.shape[-1]), np.float32)
-                share = np.zeros((tile_h, width, 1), np.float32)
-            total[:, left : left + tile_w] += weights[..., None] * probs
-            share[:, left : left + tile_w] += weights[..., None]
-        done = following - top  # no later tile reaches these rows
-        yield top, total[:done] / share[:done]
-        for band in (total, share):
-            band[: tile_h - done] = band[done:]
-            band[tile_h - done :] = 0
+            if below is None:
+                window = np.zeros(probs.shape, np.float32)
+                below = np.empty((tile_h - high, size[1], probs.shape[-1]), np.float32)
+            window += weights * probs
+            wide = right - left  # no later tile of this row reaches these columns
+            done = window[:, :wide]
+            if above is not None:
+                done[: len(above)] += above[:, left:right]
+            below[:, left:right] = done[high:]
+            share = rows[top:bottom, None, None] * columns[left:right, None]
+            yield np.s_[top:bottom, left:right], done[:high] / share
+            window[:, : tile_w - wide] = window[:, wide:]
+            window[:, tile_w - wide :] = 0
+        above = below
+
+
+def _axis(length: int, tile: int, overlap: int) -> tuple[list[int], np.ndarray]:
+    """(where tiles begin, [length] the sum of their weights)."""
+    total = np.zeros(length, np.float32)
+    begins = starts(length, tile, overlap)
+    for begin in begins:
+        total[begin : begin + tile] += ramp(tile, overlap)
+    return begins, total
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
