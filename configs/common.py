@@ -144,6 +144,8 @@ def base() -> ConfigDict:
     evaluation.add_flipped_images = False
     evaluation.tile_size = placeholder(tuple)  # larger images in tiles of so many px; None: whole
     evaluation.tile_overlap = 128
+    # See images at this (height, width), or with their longer side so long; None: as they are.
+    evaluation.resize = FieldReference(None, field_type=object)
     evaluation.model = ConfigDict()  # the same variables at another stride
     evaluation.model.output_stride = placeholder(int)
     evaluation.model.atrous_rates = FieldReference(None, field_type=object)
@@ -174,7 +176,6 @@ def base() -> ConfigDict:
     predict.add_flipped_images = False
     predict.tile_size = placeholder(tuple)
     predict.tile_overlap = 128
-    # See images at this (height, width), or with their longer side so long; None: as they are.
     predict.resize = FieldReference(None, field_type=object)
     predict.crf = False
     predict.raw_ids = False  # write the dataset's own ids (Cityscapes' labelIds), not the labels

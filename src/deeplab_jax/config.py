@@ -201,16 +201,21 @@ def check(config: Mapping[str, Any]) -> None:
             )
         if tile and values[f"{mode}.crf"]:
             raise ConfigError(f"{mode}.tile_size: the CRF needs images whole")
-    resize = values["predict.resize"]
-    pair = isinstance(resize, tuple) and len(resize) == 2
-    if resize is not None and not all(
-        isinstance(n, int) and n >= 1 for n in (resize if pair else (resize,))
-    ):
-        raise ConfigError(f"predict.resize={resize}: takes (height, width), a longer side, or None")
-    if values["predict.tile_size"] and resize is not None:
-        raise ConfigError("predict.tile_size does not go with predict.resize")
-    if values["eval.tile_size"] and values["model.heads"]:
-        raise ConfigError("eval.tile_size: several heads are evaluated on whole images alone")
+        resize = values[f"{mode}.resize"]
+        pair = isinstance(resize, tuple) and len(resize) == 2
+        if resize is not None and not all(
+            isinstance(n, int) and n >= 1 for n in (resize if pair else (resize,))
+        ):
+            raise ConfigError(
+                f"{mode}.resize={resize}: takes (height, width), a longer side, or None"
+            )
+        if tile and resize is not None:
+            raise ConfigError(f"{mode}.tile_size does not go with {mode}.resize")
+    for key in ("eval.tile_size", "eval.resize"):
+        if values[key] and values["model.heads"]:
+            raise ConfigError(f"{key}: several heads are evaluated on whole images alone")
+    if values["eval.resize"] and values["eval.crf"]:
+        raise ConfigError("eval.resize: the CRF is evaluated at the images' own size alone")
     if values["data.on_error"] not in ON_ERROR:
         raise ConfigError(f"data.on_error={values['data.on_error']}: takes {', '.join(ON_ERROR)}")
     _check_classifier(values, classifier)

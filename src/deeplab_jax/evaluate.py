@@ -159,9 +159,9 @@ def evaluate(
     ignore_label = data["ignore_label"]
     # Rounded up to the devices: a batch is filled up with repeated images anyway.
     batch_size = -(-config["eval"]["batch_size"] // mesh.size) * mesh.size
-    tile_size = config["eval"]["tile_size"]
-    tiling = {key: config["eval"][key] for key in ("tile_size", "tile_overlap", "crop_size")}
-    tiling = tiling if tile_size else {}
+    singly, sizes = _singly(config["eval"]), {}
+    if singly:
+        sizes = {k: config["eval"][k] for k in ("tile_size", "tile_overlap", "resize", "crop_size")}
     crf = config["crf"] if config["eval"]["crf"] else None
     heads = dict(config["model"]["heads"] or {})
     of_heads = {name: Tally(classes, ignore_label) for name, classes in heads.items()}
@@ -172,15 +172,15 @@ def evaluate(
     with runtime.Progress(len(source), "eval") as progress:
         for images, examples in _batches(source, config, batch_size):
             see = partial(
-                _tiled if tile_size else probability_maps if crf else label_maps,
+                _predicted if singly else probability_maps if crf else label_maps,
                 module,
                 variables,
-                images if tile_size else runtime.shard_batch(images, mesh),
+                images if singly else runtime.shard_batch(images, mesh),
                 normalization=data["normalization"],
                 align_corners=config["model"]["align_corners"],
                 eval_scales=config["eval"]["eval_scales"],
                 add_flipped_images=config["eval"]["add_flipped_images"],
-                **tiling,
+                **sizes,
             )
             answer = see()
             for name, tally in of_heads.items():  # a pass a head
@@ -213,8 +213,8 @@ def evaluate(
 
 
 def _batches(source, config, batch_size: int):
-    """(images [B, H, W, C], examples): padded ones, or each as it is where tiles are to see it."""
-    if config["eval"]["tile_size"]:
+    """(images [B, H, W, C], examples): padded ones, or one by one and as they are."""
+    if _singly(config["eval"]):
         for i in range(len(source)):
             example = source[i]
             if "replaced" not in example:
@@ -225,7 +225,12 @@ def _batches(source, config, batch_size: int):
     yield from pipeline.eval_batches(source, config["eval"]["crop_size"], pad_value, batch_size)
 
 
-def _tiled(module, variables, images, **options) -> np.ndarray:
+def _singly(evaluation) -> bool:
+    """Whether images are seen one by one: in tiles, or at another size."""
+    return bool(evaluation["tile_size"] or evaluation["resize"])
+
+
+def _predicted(module, variables, images, **options) -> np.ndarray:
     return predict(module, variables, images[0], **options)[None]
 
 
@@ -271,6 +276,9 @@ def settings(config: Mapping[str, Any], weights: str, images: int) -> dict[str, 
         padded = shown_size(given["crop_size"])
     if given["tile_size"]:
         padded = f"{shown_size(given['tile_size'])}, overlap {given['tile_overlap']}"
+    resized = given["resize"]
+    if isinstance(resized, tuple):
+        resized = shown_size(resized)
     return {
         "weights": weights,
         "model": f"{model['name']} {model['backbone']}",
@@ -279,6 +287,7 @@ def settings(config: Mapping[str, Any], weights: str, images: int) -> dict[str, 
         "dataset": f"{config['data']['name']} {given['split']}, {images} images",
         "scales": ", ".join(map(str, given["eval_scales"])),
         "mirrored": given["add_flipped_images"],
+        "resized to": resized,
         "padded to": padded,
         "CRF": given["crf"] and ", ".join(f"{k} {v}" for k, v in config["crf"].items()),
         "deeplab_jax": __version__,

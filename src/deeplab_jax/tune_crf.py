@@ -134,8 +134,9 @@ def tune(
     count = min(config["tune_crf"]["images"], len(source))
     grid = [tuple(map(float, config["tune_crf"][axis])) for axis in AXES]
     data, evaluation = config["data"], dict(config["eval"])
-    if evaluation["tile_size"]:
-        raise ConfigError("--mode=tune_crf needs images whole: eval.tile_size=None")
+    for key in ("tile_size", "resize"):
+        if evaluation[key]:
+            raise ConfigError(f"--mode=tune_crf needs images whole, as they are: eval.{key}=None")
     subset = evaluation["class_subset"]
     fixed = {k: v for k, v in crf_options(config["crf"]) if k not in AXES}
     seen = ("split", "crop_size", "eval_scales", "add_flipped_images", "class_subset")
