@@ -23,7 +23,8 @@ mirrored images. Instead of a name, a path: `configs/zoo.py:WEIGHTS` takes any f
 | mobilenetv2_ade20k_train               | 16 |               | 32.04 val, resized     |
 | xception65_ade20k_train                | 8  | 0.5..1.75     | _ms 45.65 val, resized |
 
-"resized": the zoo evaluated ADE20K with images resized to 257 or 513 px; here they keep their size.
+"resized": the zoo evaluated ADE20K with images resized to 257 or 513 px, and their masks, too; here
+`--config.eval.resize=513` resizes the images, and otherwise they keep their size.
 """
 
 from pathlib import Path
