@@ -33,7 +33,7 @@ def places(found) -> list[str]:
 def test_a_folder_is_all_the_images_below_it_in_natural_order(videos):
     found = find_images(videos)
     assert places(found) == ["a/1.PNG", "a/deep er/straße 1.jpg", "b/9.jpg", "b/10.jpg", "top.jpg"]
-    assert list(found)[0] == videos / "a" / "1.PNG"
+    assert next(iter(found)) == videos / "a" / "1.PNG"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_globs_from_here(videos, monkeypatch):
     monkeypatch.chdir(videos)
     assert places(find_images("*.jpg")) == ["top.jpg"]
     assert places(find_images("../vid*/b/*.jpg")) == ["videos/b/9.jpg", "videos/b/10.jpg"]
-    assert find_images(".").keys() == find_images("**").keys()
+    assert find_images(".").keys() == find_images("**/*.[jP][pN][gG]").keys()
 
 
 def test_a_name_with_wildcards_in_it_is_a_name(tmp_path):

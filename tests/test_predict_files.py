@@ -1,7 +1,6 @@
 """Files to files: what is written, under which name, of which images; in batches as one by one."""
 
 import json
-import math
 import tarfile
 
 import flax.linen as nn
@@ -11,12 +10,13 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import pictures
+from deeplab_jax.config import OF_FILES, TILE_SIZE
 from deeplab_jax.data import files, pipeline
 from deeplab_jax.data.inputs import find_images
 from deeplab_jax.data.labels import VOC_CLASSES, labels
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.predict import answers, predict
-from deeplab_jax.predict_files import predict_files
+from deeplab_jax.predict_files import _tile_size, predict_files
 
 KNOWN = labels(["ground", "sky", "cat"])
 OPTIONS = {"crop_size": None, "tile_size": None, "resize": None, "crf": None, "raw_ids": False}
@@ -50,11 +50,9 @@ def photograph(path, size=(40, 50), seed=0):
 
 
 def segment(network, source, output, known=KNOWN, **changes):
-    keywords = {
-        key: changes.pop(key) for key in ("outputs", "batch_size", "archive") if key in changes
-    }
+    of_files = {key: changes.pop(key) for key in OF_FILES if key in changes}
     found = find_images(source, without=output)
-    predict_files(*network, found, output, known, OPTIONS | changes, **keywords)
+    predict_files(*network, found, output, known, OPTIONS | changes, **of_files)
 
 
 def written(folder) -> list[str]:
@@ -64,12 +62,8 @@ def written(folder) -> list[str]:
 def test_what_is_written_is_chosen(network, tmp_path):
     image = files.read_image(photograph(tmp_path / "in" / "a.png"))
     segment(network, tmp_path / "in", tmp_path / "usual")
-    assert written(tmp_path / "usual") == [
-        "labels.json",
-        "labels/a.png",
-        "legend.png",
-        "overlays/a.png",
-    ]
+    usual = ["labels.json", "labels/a.png", "legend.png", "overlays/a.png"]
+    assert written(tmp_path / "usual") == usual
     out = tmp_path / "out"
     segment(network, tmp_path / "in", out, outputs=("labels", "colours", "probabilities"))
     assert written(out)[:2] == ["colours/a.png", "labels.json"]
@@ -91,20 +85,26 @@ def test_what_is_written_is_chosen(network, tmp_path):
     )
 
 
-def test_probabilities_of_tiles_and_after_the_crf(network, tmp_path):
-    image = files.read_image(photograph(tmp_path / "a.png", (70, 80)))
-    (plain,) = answers(*network, [image], with_probabilities=True)
-    for options in (
-        {"tile_size": (65, 65), "tile_overlap": 8},
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tile_size": (17, 17), "tile_overlap": 4},
         {"crf": {"method": "exact", "iterations": 1}},
-        {"resize": 50},
+        {"resize": 15},
         {"eval_scales": (0.5, 1.0)},
-    ):
-        (answer,) = answers(*network, [image], with_probabilities=True, **options)
-        np.testing.assert_array_equal(answer.labels, answer.probabilities.argmax(-1))
-        np.testing.assert_array_equal(answer.labels, predict(*network, image, **options))
-        assert answer.probabilities.shape == (70, 80, 3)
-        assert np.abs(answer.probabilities - plain.probabilities).max() > 1e-3
+    ],
+)
+def test_labels_and_probabilities_are_of_one_answer(network, tmp_path, options):
+    image = files.read_image(photograph(tmp_path / "a.png", (20, 24)))
+    common = {"crop_size": (20, 24), "with_probabilities": True}
+    (plain,) = answers(*network, [image], **common)
+    (answer,) = answers(*network, [image], **common, **options)
+    np.testing.assert_array_equal(answer.labels, answer.probabilities.argmax(-1))
+    np.testing.assert_array_equal(
+        answer.labels, predict(*network, image, crop_size=(20, 24), **options)
+    )
+    assert answer.probabilities.shape == (20, 24, 3)
+    assert np.abs(answer.probabilities - plain.probabilities).max() > 1e-3
 
 
 def test_batches_give_the_labels_of_one_by_one(network, tmp_path):
@@ -123,7 +123,7 @@ def test_batches_give_the_labels_of_one_by_one(network, tmp_path):
 
 
 def test_a_program_for_each_padded_size(network, tmp_path):
-    """And none for the images' own: 8 sizes, padded to 65x65 and 65x129."""
+    """And none for the images' own: 8 sizes, padded to 66x67 and 66x129."""
     for i in range(8):
         photograph(tmp_path / "in" / f"{i}.png", (40 + i, 45 + 10 * i), seed=i)
     compiled = []
@@ -132,10 +132,9 @@ def test_a_program_for_each_padded_size(network, tmp_path):
         if name == "/jax/core/compile/backend_compile_duration":
             compiled.append(seconds)
 
-    segment(network, tmp_path / "in", tmp_path / "out", crop_size=(65, 65))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        segment(network, tmp_path / "in", tmp_path / "out", crop_size=(65, 66))
+        segment(network, tmp_path / "in", tmp_path / "out", crop_size=(66, 67))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert len(compiled) == 2
@@ -163,11 +162,8 @@ def test_sub_folders_and_names(network, tmp_path):
     segment(network, tmp_path / "in", tmp_path / "in" / "out", outputs=("labels",))
     assert written(tmp_path / "in" / "out" / "labels") == made  # results are no input
     segment(network, f"{tmp_path}/i*/../in/a/*.jpg", tmp_path / "deep" / "out", outputs=("labels",))
-    assert written(tmp_path / "deep") == [
-        "out/labels.json",
-        "out/labels/in/in/a/0001.png",
-        "out/legend.png",
-    ]
+    assert written(tmp_path / "deep" / "out" / "labels") == ["in/in/a/0001.png"]
+    assert len(written(tmp_path / "deep")) == 3
 
 
 @pytest.mark.parametrize("name", ["labels/in.png", "legend.png", "overlays/x/a.png"])
@@ -247,10 +243,10 @@ def test_predictions_for_a_test_server(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_large_images_are_seen_in_tiles_unless_something_else_is_wanted(network, tmp_path, capsys):
-    path = tmp_path / "panorama.png"
-    Image.new("RGB", (6000, 4200), (90, 120, 200)).save(path)
-    assert math.prod((6000, 4200)) > 25_000_000
-    segment(network, path, tmp_path / "out", outputs=("labels",))
-    assert "6000x4200 px, seen in tiles of 1025 px" in capsys.readouterr().out
-    assert files.read_mask(tmp_path / "out" / "labels" / "panorama.png").shape == (4200, 6000)
+def test_large_images_are_seen_in_tiles_unless_something_else_is_wanted():
+    small, large = (5000, 5000), (5000, 5001)
+    assert _tile_size(small, OPTIONS) is None
+    assert _tile_size(large, OPTIONS) == TILE_SIZE
+    for other in ({"resize": 513}, {"crf": {"iterations": 1}}, {"tile_size": (6000, 6000)}):
+        assert _tile_size(large, OPTIONS | other) is None
+    assert _tile_size(small, OPTIONS | {"tile_size": (65, 65)}) == (65, 65)

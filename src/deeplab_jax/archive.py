@@ -162,9 +162,8 @@ def _ids(name: str, path: Path, raw: bool) -> np.ndarray:
     strange = np.setdiff1d(mask, ids if raw else np.arange(len(ids)))
     if len(strange):
         kind, other = ("ids", "labels") if raw else ("labels", "ids")
-        hint = (
-            f"; predict.raw_ids={not raw} takes {other}" if datasets.DATASETS[name].raw_ids else ""
-        )
+        differ = datasets.DATASETS[name].raw_ids is not None
+        hint = f"; predict.raw_ids={not raw} takes {other}" if differ else ""
         raise DataError(
             f"{path}: {', '.join(map(str, strange[:12]))} are no {kind} of {name}'s classes{hint}"
         )

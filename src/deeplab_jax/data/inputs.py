@@ -32,7 +32,7 @@ def find_images(path: str | Path, without: Path | None = None) -> dict[Path, Pat
     found = {}
     for file in folder.glob(pattern):
         place = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in place.parts)
+        hidden = any(part.startswith(".") and part != ".." for part in place.parts)
         image = not given.is_dir() or file.suffix.lower() in IMAGE_SUFFIXES
         if image and not hidden and file.is_file() and not _inside(file, outside, folder):
             found[file] = place
