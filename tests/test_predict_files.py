@@ -234,6 +234,8 @@ def test_predictions_for_a_test_server(tmp_path):
     segment(network, tmp_path / "in", out, known, archive="voc")
     with tarfile.open(out / "voc.tar.gz") as archive:
         assert len(archive.getnames()) == 3
+    with Image.open(out / "labels" / "2008_000001.png") as index:
+        assert index.mode == "P"
     assert json.loads((out / "labels.json").read_text())["classes"][20]["name"] == "tvmonitor"
     with pytest.raises(ConfigError, match=r"the network's classes are class_0, .*tvmonitor"):
         segment(network, tmp_path / "in", out, labels((), 21), archive="voc")

@@ -58,10 +58,10 @@ SERVERS = {
 }
 
 
-def ids_of(name: str) -> np.ndarray:
-    """[classes] uint8, the id of each class in the files for a server."""
-    dataset = datasets.DATASETS[name]
-    return np.array(dataset.raw_ids or range(len(dataset.names)), np.uint8)
+def raw_ids_of(name: str) -> np.ndarray | None:
+    """[classes] uint8, the id of each class in the files for a server; None: they are labels."""
+    raw_ids = datasets.DATASETS[name].raw_ids
+    return None if raw_ids is None else np.array(raw_ids, np.uint8)
 
 
 def check(name: str, paths: Sequence[Path], labels: Labels | None = None) -> None:
@@ -153,21 +153,21 @@ def pack_folder(config, predictions: str | None, folder: Path) -> Path:
 
 def _ids(name: str, path: Path, raw: bool) -> np.ndarray:
     """[H, W] uint8 of the server's ids."""
-    mask, size, ids = files.read_mask(path), SERVERS[name].size, ids_of(name)
+    mask, size, raw_ids = files.read_mask(path), SERVERS[name].size, raw_ids_of(name)
     if size not in (None, mask.shape):
         raise DataError(
             f"{path}: {files.shown_size(mask.shape)} px; the images of {name} have "
             f"{files.shown_size(size)}"
         )
-    strange = np.setdiff1d(mask, ids if raw else np.arange(len(ids)))
+    stored = raw_ids if raw and raw_ids is not None else range(len(datasets.DATASETS[name].names))
+    strange = np.setdiff1d(mask, stored)
     if len(strange):
         kind, other = ("ids", "labels") if raw else ("labels", "ids")
-        differ = datasets.DATASETS[name].raw_ids is not None
-        hint = f"; predict.raw_ids={not raw} takes {other}" if differ else ""
+        hint = "" if raw_ids is None else f"; predict.raw_ids={not raw} takes {other}"
         raise DataError(
             f"{path}: {', '.join(map(str, strange[:12]))} are no {kind} of {name}'s classes{hint}"
         )
-    return (mask if raw else ids[mask]).astype(np.uint8)
+    return (mask if raw or raw_ids is None else raw_ids[mask]).astype(np.uint8)
 
 
 def _tar(content: dict[str, bytes]) -> bytes:

@@ -22,8 +22,7 @@ from deeplab_jax.predict import Answer, answers, needs_tiles, seen_size
 
 LEGEND = "legend.png"
 WHOLE = 25_000_000  # px; larger images are seen in tiles
-THREADS = 2  # that decode and encode while the network works
-AHEAD = 4  # images decoded, or answers encoded, that are not waited for
+THREADS = 4  # that decode and encode while the network works, of so many images at a time
 
 
 def predict_files(
@@ -46,8 +45,8 @@ def predict_files(
     than a network knows, in half the space.
 
     Images that the network sees at one size go through it together, in batches; at most four
-    batches of images wait for others of their size. What is read and written is so by threads,
-    while the network works.
+    batches of images wait for others of their size. Threads read and write while the network works.
+    Probabilities are held for a whole image, tiles or not, while those of the last are written.
 
     Args:
       module, variables: as of `predict.answers`.
@@ -69,32 +68,37 @@ def predict_files(
     if archive is not None:
         label_files = [files_of["labels"] for files_of in targets.values()]
         archives.check(archive, label_files, labels)
-        raw_ids = archives.ids_of(archive)
+        raw_ids = archives.raw_ids_of(archive)
     options = {key: value for key, value in options.items() if key != "raw_ids"}
     see = functools.partial(
         answers, module, variables, with_probabilities="probabilities" in outputs
     )
+    if "probabilities" in outputs and options["tile_size"] is not None:
+        runtime.say(
+            "predict.tile_size: probabilities are held for a whole image all the same, "
+            f"{4 * len(labels.names)} bytes a pixel"
+        )
     runtime.write_whole(output / LEGEND, pictures.png(pictures.legend(labels)))
     runtime.write_whole(output / FILE, labels.to_json())
     with (
         runtime.Progress(len(targets), "predict") as progress,
         ThreadPoolExecutor(THREADS) as pool,
     ):
-        images = _ahead(pool, lambda path: (path, files.read_image(path)), targets)
+        images = _ahead(pool, lambda path: (path, files.read_image(path)), targets, THREADS)
         seen = _answered(see, images, options, batch_size)
         write = functools.partial(_write, targets, labels, raw_ids)
-        for _ in _ahead(pool, write, seen):
+        for _ in _ahead(pool, write, seen, 1 if "probabilities" in outputs else THREADS):
             progress.advance()
     if archive is not None:
         runtime.say(f"for the test server: {archives.pack(archive, label_files, output)}")
 
 
-def _ahead(pool: Executor, function: Callable, items: Iterable[Any]) -> Iterator[Any]:
-    """`map(function, items)` by the pool, a few items ahead; errors come in their place."""
+def _ahead(pool: Executor, function: Callable, items: Iterable[Any], ahead: int) -> Iterator[Any]:
+    """`map(function, items)` by the pool, so many items ahead; errors come in their place."""
     pending = deque()
     for item in items:
         pending.append(pool.submit(function, item))
-        if len(pending) > AHEAD:
+        if len(pending) > ahead:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
