@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import pictures
-from deeplab_jax.config import OF_FILES, TILE_SIZE
+from deeplab_jax.config import TILE_SIZE
 from deeplab_jax.data import files, pipeline
 from deeplab_jax.data.inputs import find_images
 from deeplab_jax.data.labels import VOC_CLASSES, labels
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.predict import answers, predict
-from deeplab_jax.predict_files import _tile_size, predict_files
+from deeplab_jax.predict_files import _tile_size, predict_files, targets
 
 KNOWN = labels(["ground", "sky", "cat"])
 OPTIONS = {"crop_size": None, "tile_size": None, "resize": None, "crf": None, "raw_ids": False}
@@ -50,9 +50,10 @@ def photograph(path, size=(40, 50), seed=0):
 
 
 def segment(network, source, output, known=KNOWN, **changes):
-    of_files = {key: changes.pop(key) for key in OF_FILES if key in changes}
-    found = find_images(source, without=output)
-    predict_files(*network, found, output, known, OPTIONS | changes, **of_files)
+    outputs = changes.pop("outputs", ("labels", "overlays"))
+    more = {key: changes.pop(key) for key in ("batch_size", "archive") if key in changes}
+    written = targets(find_images(source, without=output), output, outputs)
+    predict_files(*network, written, output, known, OPTIONS | changes, **more)
 
 
 def written(folder) -> list[str]:

@@ -244,6 +244,7 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
         )
     output = output or workdir / "predictions"
     found = inputs.find_images(input, without=output)
+    targets = predict_files.targets(found, output, config.predict.outputs)
     module, eval_module = networks.build(config)
     networks.check_channels(config, 3)
     variables, _ = networks.trained(config, workdir, module, 3)
@@ -251,8 +252,8 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     variables = fold_batch_norm(eval_module, variables)
     labels = classes.labels_of(config, workdir)
     options = configuration.predict_options(config)
-    of_files = {key: config.predict[key] for key in configuration.OF_FILES}
-    predict_files.predict_files(eval_module, variables, found, output, labels, options, **of_files)
+    more = {key: config.predict[key] for key in ("batch_size", "archive")}
+    predict_files.predict_files(eval_module, variables, targets, output, labels, options, **more)
     runtime.say(f"{len(found)} images segmented: {output}")
 
 

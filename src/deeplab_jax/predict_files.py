@@ -25,19 +25,57 @@ WHOLE = 25_000_000  # px; larger images are seen in tiles
 THREADS = 4  # that decode and encode while the network works, of so many images at a time
 
 
+def targets(
+    found: Mapping[Path, Path], output: Path, outputs: Sequence[str]
+) -> dict[Path, dict[str, Path]]:
+    """{image: {output: file}} in folders of the folder `output`: no two alike.
+
+    Images keep their sub-folders. Names keep all that prints; other characters become "_".
+
+    Args:
+      found: of `inputs.find_images`.
+      output: the folder.
+      outputs: some of `config.OUTPUTS`.
+
+    Raises:
+      ConfigError: if one of them is an input.
+    """
+    out, taken = {}, set()
+    for path, place in found.items():
+        parts = [_printable(part) for part in place.with_suffix("").parts if part != ".."]
+        name, count = Path(*parts), 1
+        while name in taken:  # a.jpg and a.png
+            count += 1
+            name = Path(*parts[:-1], f"{parts[-1]}_{count}")
+        taken.add(name)
+        out[path] = {
+            kind: output / kind / f"{name}.{'npz' if kind == 'probabilities' else 'png'}"
+            for kind in outputs
+        }
+    written = {file.resolve() for kinds in out.values() for file in kinds.values()}
+    written |= {(output / name).resolve() for name in (LEGEND, FILE)}
+    for path in found:
+        if path.resolve() in written:
+            raise ConfigError(f"--output={output} would overwrite the input {path}; choose another")
+    return out
+
+
+def _printable(part: str) -> str:
+    return "".join(c if c.isprintable() else "_" for c in part)
+
+
 def predict_files(
     module: nn.Module,
     variables: Any,
-    found: Mapping[Path, Path],
+    targets: Mapping[Path, Mapping[str, Path]],
     output: Path,
     labels: Labels,
     options: Mapping[str, Any],
     *,
-    outputs: Sequence[str] = ("labels", "overlays"),
     batch_size: int = 1,
     archive: str | None = None,
 ) -> None:
-    """Writes legend.png, labels.json and, in a folder each, the `outputs` of every image.
+    """Writes legend.png, labels.json and, in a folder each, what is wanted of every image.
 
     "labels" are PNGs of ids, with the classes' colours as a palette; "colours" RGB PNGs of these;
     "overlays" colours over the image; "probabilities" compressed .npz files of "probabilities"
@@ -50,20 +88,19 @@ def predict_files(
 
     Args:
       module, variables: as of `predict.answers`.
-      found: of `inputs.find_images`.
+      targets: of `targets`.
       output: the folder.
       labels: names, colours and raw ids.
       options: keywords of `predict.predict`; `raw_ids` True writes the dataset's own ids.
-      outputs: some of `config.OUTPUTS`.
       batch_size: images at a time; what is left of a size is filled up with copies.
       archive: pack the label images for this server, too, one of `archive.SERVERS`, in its ids.
 
     Raises:
-      ConfigError: if an image would be overwritten, or for classes that are not the archive's.
+      ConfigError: for classes that are not the archive's.
       DataError: for an image that cannot be read, classes without a raw id, or what the archive's
         server would refuse.
     """
-    targets = _targets(found, output, outputs)
+    outputs = {kind for files_of in targets.values() for kind in files_of}
     raw_ids = labels.first_raw_ids if options["raw_ids"] else None
     if archive is not None:
         label_files = [files_of["labels"] for files_of in targets.values()]
@@ -180,37 +217,3 @@ _ENCODERS = {  # of config.OUTPUTS
     "overlays": _overlays,
     "probabilities": _probabilities,
 }
-
-
-def _targets(
-    found: Mapping[Path, Path], output: Path, outputs: Sequence[str]
-) -> dict[Path, dict[str, Path]]:
-    """{image: {output: file}} in folders of the folder `output`: no two alike.
-
-    Images keep their sub-folders. Names keep all that prints; other characters become "_".
-
-    Raises:
-      ConfigError: if one of them is an input.
-    """
-    targets, taken = {}, set()
-    for path, place in found.items():
-        parts = [_printable(part) for part in place.with_suffix("").parts if part != ".."]
-        name, count = Path(*parts), 1
-        while name in taken:  # a.jpg and a.png
-            count += 1
-            name = Path(*parts[:-1], f"{parts[-1]}_{count}")
-        taken.add(name)
-        targets[path] = {
-            kind: output / kind / f"{name}.{'npz' if kind == 'probabilities' else 'png'}"
-            for kind in outputs
-        }
-    written = {file.resolve() for kinds in targets.values() for file in kinds.values()}
-    written |= {(output / name).resolve() for name in (LEGEND, FILE)}
-    for path in found:
-        if path.resolve() in written:
-            raise ConfigError(f"--output={output} would overwrite the input {path}; choose another")
-    return targets
-
-
-def _printable(part: str) -> str:
-    return "".join(c if c.isprintable() else "_" for c in part)
