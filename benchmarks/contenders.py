@@ -149,12 +149,13 @@ def our_prediction(case: str, variables: str, inputs: str, output: str, size: in
 
     from deeplab_jax import models, pictures, predict, runtime
     from deeplab_jax.data import files, labels
+    from deeplab_jax.data.inputs import find_images
     from deeplab_jax.models.folding import fold_batch_norm
 
     module, palette = models.build(**keywords(case)), labels.voc_palette()
     variables = jax.device_put(unflatten_dict(dict(np.load(variables)), sep="/"))
     variables = fold_batch_norm(module, variables)
-    paths, output = files.find_images(inputs), Path(output)
+    paths, output = list(find_images(inputs)), Path(output)
 
     def call():
         for path in paths:

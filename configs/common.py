@@ -13,6 +13,7 @@ def base() -> ConfigDict:
     config.seed = 0
     config.init_from = ""  # weights to start from: a weight file, or a workdir of ours
     config.log_every = 50  # steps
+    config.deterministic = False  # the same bits from run to run on a GPU, too; takes more time
 
     model = config.model = ConfigDict()
     model.name = "v3plus"
@@ -142,8 +143,8 @@ def base() -> ConfigDict:
     evaluation.central_fraction = 0.875  # of an image's shorter side that a classifier sees
     evaluation.eval_scales = (1.0,)  # probabilities are averaged over these
     evaluation.add_flipped_images = False
-    evaluation.tile_size = placeholder(tuple)  # larger images in tiles of so many px; None: whole
-    evaluation.tile_overlap = 128
+    # Larger images in tiles of so many px; None: whole.
+    evaluation.tile_size, evaluation.tile_overlap = placeholder(tuple), 128
     # See images at this (height, width), or with their longer side so long; None: as they are.
     evaluation.resize = FieldReference(None, field_type=object)
     evaluation.model = ConfigDict()  # the same variables at another stride
@@ -158,11 +159,9 @@ def base() -> ConfigDict:
     evaluation.crf = False
     crf = config.crf = ConfigDict()
     crf.w1, crf.sigma_alpha, crf.sigma_beta = 4.0, 65.0, 3.0
-    crf.w2, crf.sigma_gamma = 3.0, 3.0
-    crf.iterations = 10
+    crf.w2, crf.sigma_gamma, crf.iterations = 3.0, 3.0, 10
     crf.method = placeholder(str)  # modes, fast, exact; None: fast on a CPU, else modes
-    tune_crf = config.tune_crf = ConfigDict()
-    tune_crf.images = 100  # of eval.split, seen as `eval` says
+    tune_crf = config.tune_crf = ConfigDict({"images": 100})  # of eval.split, seen as `eval` says
     tune_crf.w1 = (3.0, 4.0, 5.0, 6.0)
     tune_crf.sigma_alpha = (30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0)
     tune_crf.sigma_beta = (3.0, 4.0, 5.0, 6.0)
@@ -172,13 +171,14 @@ def base() -> ConfigDict:
     predict.crop_size = evaluation.get_ref("crop_size")
     predict.normalization = data.get_ref("normalization")
     predict.align_corners = model.get_ref("align_corners")
-    predict.eval_scales = (1.0,)
-    predict.add_flipped_images = False
-    predict.tile_size = placeholder(tuple)
-    predict.tile_overlap = 128
+    predict.eval_scales, predict.add_flipped_images = (1.0,), False
+    predict.tile_size, predict.tile_overlap = placeholder(tuple), 128
     predict.resize = FieldReference(None, field_type=object)
     predict.crf = False
     predict.raw_ids = False  # write the dataset's own ids (Cityscapes' labelIds), not the labels
+    predict.outputs = ("labels", "overlays")  # also colours, probabilities (float16 .npz)
+    predict.batch_size = 1  # images of one padded size at a time; on a CPU more hardly help
+    predict.archive = placeholder(str)  # voc, cityscapes: also what their test servers take
 
     export = config.export = ConfigDict()  # at eval.model's stride, padded as predict.crop_size
     export.probabilities = False  # beside the labels

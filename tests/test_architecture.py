@@ -26,7 +26,7 @@ FLOORS = [
         "saved_model",
     },
     {"losses", "pictures", "config", "counting"},
-    {"models", "checkpoint", "importers", "report"},
+    {"models", "checkpoint", "importers", "report", "archive"},
     {"advice", "classes", "predict", "command_line"},
     {
         "check_data",

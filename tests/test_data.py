@@ -248,15 +248,6 @@ def test_real_voc_masks_hold_classes_and_void_only():
     assert {0, 15, 255} <= ids <= {*range(21), 255}
 
 
-def test_find_images_takes_file_folder_and_glob(data_folder):
-    images = data_folder / "images"
-    assert len(files.find_images(images)) == 4
-    assert len(files.find_images(images / "scene 1.jpg")) == 1
-    assert len(files.find_images(f"{images}/*[02].jpg")) == 2
-    with pytest.raises(DataError, match="no image found"):
-        files.find_images(f"{images}/*.gif")
-
-
 # --- pipeline ---
 
 

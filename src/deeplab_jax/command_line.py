@@ -9,7 +9,10 @@ from ml_collections import config_flags
 from deeplab_jax import config as configuration
 from deeplab_jax.errors import ConfigError
 
-MODES = ("train", "eval", "predict", "check_data", "import", "count", "tune_crf", "export", "score")
+MODES = (
+    *("train", "eval", "predict", "check_data", "import", "count", "tune_crf", "export", "score"),
+    "archive",
+)
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -20,15 +23,15 @@ flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 flags.DEFINE_string(
     "input",
     None,
-    "predict: an image, a folder of images, or a quoted glob; export: likewise, to check it with. "
-    "import: a weight file. score: a folder of label images.",
+    "predict: an image, a folder with its sub-folders, or a quoted glob; export: likewise, to "
+    "check it with. import: a weight file. score, archive: a folder of label images.",
 )
 flags.DEFINE_string("truth", None, "score: a folder of masks with the same names.")
 flags.DEFINE_string(
     "output",
     None,
     "Folder for the results; default WORKDIR/predictions (predict), WORKDIR/export, WORKDIR/score, "
-    "WORKDIR (import).",
+    "WORKDIR/archive, WORKDIR (import).",
 )
 flags.DEFINE_bool("profile", False, "Write a trace to WORKDIR/profile: a few steps when training.")
 flags.DEFINE_bool("help", False, "Show this.", short_name="h")
@@ -59,7 +62,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
         raise ConfigError(f"{rest[1]!r} is no flag; flags begin with --")
     if FLAGS.config is None and FLAGS.mode not in ("import", "score"):
         raise ConfigError("--config=FILE.py is missing, for instance --config=configs/v3plus.py")
-    needs_workdir = {"count": False, "score": False, "import": not FLAGS.output}.get(
+    elsewhere = not FLAGS.output
+    needs_workdir = {"count": False, "score": False, "import": elsewhere, "archive": elsewhere}.get(
         FLAGS.mode, True
     )
     if (needs_workdir or FLAGS.profile) and not FLAGS.workdir:

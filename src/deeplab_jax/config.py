@@ -18,6 +18,9 @@ from deeplab_jax.errors import ConfigError, did_you_mean
 from deeplab_jax.runtime import finite
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+OUTPUTS = ("labels", "colours", "overlays", "probabilities")  # of --mode=predict
+OF_FILES = ("outputs", "batch_size", "archive")  # keys of `predict` that are not of one image
+ARCHIVES = ("voc", "cityscapes")  # datasets with a test server
 TILE_SIZE = (1025, 1025)  # of images too large to be seen whole
 MAPPINGS = ("model.heads", "data.label_map")  # keys whose values are mappings, not sections
 # What `check` asks of numbers.
@@ -37,6 +40,7 @@ AT_LEAST_1 = (
     "train.batch_size",
     "train.keep_checkpoints",
     "eval.batch_size",
+    "predict.batch_size",
     "data.bootstrap_copies",
     "data.num_threads",
     "optim.learning_rate_decay_step",
@@ -172,6 +176,7 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"export.platforms={values['export.platforms']}: takes some of {', '.join(PLATFORMS)}"
         )
+    _check_outputs(values, classes)
     if values["data.records"] and values["data.name"] not in datasets.DATASETS:
         raise ConfigError(f"data.records packs published datasets, not {values['data.name']}")
     augment_on, name = values["data.augment_on"], values["data.name"]
@@ -225,6 +230,31 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError("train.freeze_backbone does not go with model.channel_groups")
     _check_loss(values, classes)
     _check_optim(values)
+
+
+def _check_outputs(values: Mapping[str, Any], classes: int) -> None:
+    outputs, archive = values["predict.outputs"], values["predict.archive"]
+    unknown = [output for output in outputs if output not in OUTPUTS]
+    if unknown or not outputs:
+        raise ConfigError(
+            f"predict.outputs={outputs}: takes some of {', '.join(OUTPUTS)}"
+            + "".join(did_you_mean(output, OUTPUTS) for output in unknown[:1])
+        )
+    if archive is None:
+        return
+    if archive not in ARCHIVES:
+        raise ConfigError(
+            f"predict.archive={archive!r}: is not one of {', '.join(ARCHIVES)}"
+            + did_you_mean(archive, ARCHIVES)
+        )
+    known = len(datasets.DATASETS[archive].names)
+    if classes != known:
+        raise ConfigError(
+            f"predict.archive={archive}: that server takes {known} classes, and "
+            f"model.num_classes is {classes}"
+        )
+    if "labels" not in outputs:
+        raise ConfigError(f"predict.archive packs label images: predict.outputs={outputs} has none")
 
 
 def _check_label_map(values: Mapping[str, Any], classes: int) -> None:
@@ -334,9 +364,12 @@ def eval_model(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def predict_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of `predict.predict`: `config.predict`, with the CRF's own if it is on."""
-    crf = dict(config["crf"]) if config["predict"]["crf"] else None
-    return dict(config["predict"]) | {"crf": crf}
+    """Keywords of `predict.predict`: `config.predict`, with the CRF's own if it is on.
+
+    Without those that are of the files that `--mode=predict` writes.
+    """
+    given = {key: value for key, value in config["predict"].items() if key not in OF_FILES}
+    return given | {"crf": dict(config["crf"]) if given["crf"] else None}
 
 
 def to_json(config: Mapping[str, Any]) -> str:

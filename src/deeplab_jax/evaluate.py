@@ -250,7 +250,7 @@ def _beliefs(image, probs, size, crf, labels: Labels) -> list[np.ndarray]:
     height, width = size
     mass = probs[:height, :width].sum(axis=(0, 1))
     chosen = 1 + int(mass[1:].argmax()) if len(mass) > 1 else 0
-    maps = refine(image, probs, size, crf, beliefs=True)[..., chosen]
+    maps = refine(image, probs, size, crf, "beliefs")[..., chosen]
     maps = [probs[:height, :width, chosen], *(maps[i - 1] for i in belief_iterations(crf))]
     shades = [np.repeat((255 * m + 0.5).astype(np.uint8)[..., None], 3, axis=2) for m in maps]
     first = pictures.fit(image[:height, :width, :3].astype(np.uint8), 320)

@@ -8,6 +8,7 @@ import jax
 
 from deeplab_jax import (
     advice,
+    archive,
     checkpoint,
     classes,
     classify,
@@ -26,7 +27,7 @@ from deeplab_jax import check_data as checking
 from deeplab_jax import config as configuration
 from deeplab_jax import score as scores
 from deeplab_jax import train as training
-from deeplab_jax.data import balance, datasets, files, pipeline
+from deeplab_jax.data import balance, datasets, files, inputs, pipeline
 from deeplab_jax.data.labels import FILE
 from deeplab_jax.data.skipping import unreadable
 from deeplab_jax.errors import (
@@ -38,13 +39,8 @@ from deeplab_jax.errors import (
 )
 from deeplab_jax.models.folding import fold_batch_norm
 
-LABEL_MAPS = (
-    "predict",
-    "check_data",
-    "tune_crf",
-    "export",
-    "score",
-)  # modes that a classifier has no use for
+# Modes that a classifier has no use for.
+LABEL_MAPS = ("predict", "check_data", "tune_crf", "export", "score", "archive")
 
 
 def run(
@@ -65,9 +61,9 @@ def run(
       mode: one of `command_line.MODES`.
       workdir: for everything that is written.
       input: predict: file, folder or glob, export: likewise, to check it with; import: weight
-        file; score: folder of label images.
-      output: predict, export, score, import: where to, if not workdir/predictions, workdir/export,
-        workdir/score, workdir.
+        file; score, archive: folder of label images.
+      output: predict, export, score, archive, import: where to, if not workdir/predictions,
+        workdir/export, workdir/score, workdir/archive, workdir.
       profile: write a trace of the work to workdir/profile; of training a few steps.
       spec: "FILE.py:preset" of `config`; check_data bases the configuration it writes on it.
       truth: score: folder of masks.
@@ -86,6 +82,8 @@ def run(
     if config is not None:
         classes.fill_in(config, mode, workdir)
         configuration.check(config)
+        if config.deterministic:
+            runtime.make_deterministic()
     for folder in (workdir, output):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise ResourceError(f"{folder} is a file; --workdir and --output name folders")
@@ -98,6 +96,8 @@ def run(
         return _import(config, input, output or workdir)
     if mode == "score":
         return scores.score_files(config, input, truth, output or (workdir and workdir / "score"))
+    if mode == "archive":
+        return archive.pack_folder(config, input, output or workdir / "archive")
     with runtime.profile(traces):
         if mode == "export":
             return _export(config, workdir, input, output or workdir / "export")
@@ -243,9 +243,9 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
             f"--mode=predict reads RGB files, and the network sees data.channels="
             f"{config.data.channels}; --mode=eval shows its answers on a split"
         )
-    paths = files.find_images(input)
     output = output or workdir / "predictions"
-    targets = predict_files.targets(paths, output)
+    found = inputs.find_images(input, without=output)
+    targets = predict_files.targets(found, output, config.predict.outputs)
     module, eval_module = networks.build(config)
     networks.check_channels(config, 3)
     variables, _ = networks.trained(config, workdir, module, 3)
@@ -253,8 +253,9 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     variables = fold_batch_norm(eval_module, variables)
     labels = classes.labels_of(config, workdir)
     options = configuration.predict_options(config)
-    predict_files.predict_files(eval_module, variables, targets, output, labels, options)
-    runtime.say(f"{len(paths)} images segmented: {output}")
+    more = {key: config.predict[key] for key in ("batch_size", "archive")}
+    predict_files.predict_files(eval_module, variables, targets, output, labels, options, **more)
+    runtime.say(f"{len(found)} images segmented: {output}")
 
 
 def _export(config, workdir: Path, input: str | None, folder: Path):
@@ -271,7 +272,7 @@ def _export(config, workdir: Path, input: str | None, folder: Path):
     networks.check_channels(config, channels)
     variables, step = networks.trained(config, workdir, module, channels)
     labels = classes.labels_of(config, workdir)
-    photographs = [files.read_image(path) for path in files.find_images(input)] if input else ()
+    photographs = [files.read_image(path) for path in inputs.find_images(input)] if input else ()
     found = export.export(
         eval_module,
         variables,

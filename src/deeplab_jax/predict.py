@@ -1,8 +1,8 @@
 """From images to label maps: the one place where logits become labels."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -89,9 +89,9 @@ def refine(
     probs: jax.Array,
     size: tuple[int, int],
     crf: Mapping[str, Any],
-    beliefs: bool = False,
+    give: str = "labels",
 ) -> np.ndarray:
-    """Labels [h, w] of an image after the fully connected CRF ([V2] Sec. 3.3).
+    """What the fully connected CRF makes of an image's probabilities ([V2] Sec. 3.3).
 
     Args:
       image: [H, W, C] in 0..255, padded at the bottom and right; its first three channels count.
@@ -99,14 +99,16 @@ def refine(
       size: (h, w) of the image itself.
       crf: keywords of `crf.mean_field`, plain numbers and strings. A method of None is "fast" on a
         CPU, elsewhere "modes".
-      beliefs: instead the probabilities of every iteration, [iterations, h, w, classes].
+      give: "labels", [h, w]; "probabilities", [h, w, classes]; "beliefs", the probabilities of
+        every iteration, [iterations, h, w, classes].
     """
     # On a grid of 64 px: a folder of images of all sizes compiles a handful of times.
     height, width = (min(-(-n // 64) * 64, whole) for n, whole in zip(size, image.shape))
     mask = (np.arange(height) < size[0])[:, None] & (np.arange(width) < size[1])
     options = crf_options(crf)
-    found = _refined(image[:height, :width, :3], probs[:height, :width], mask, options, beliefs)
-    return np.asarray(found[:, : size[0], : size[1]] if beliefs else found[: size[0], : size[1]])
+    found = _refined(image[:height, :width, :3], probs[:height, :width], mask, options, give)
+    inside = np.s_[: size[0], : size[1]]
+    return np.asarray(found)[(slice(None), *inside) if give == "beliefs" else inside]
 
 
 def crf_options(crf: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -115,10 +117,11 @@ def crf_options(crf: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted((dict(crf) | {"method": method}).items()))
 
 
-@functools.partial(jax.jit, static_argnames=("options", "beliefs"))
-def _refined(image, probs, mask, options, beliefs):
-    q = fully_connected.mean_field(image, probs, mask=mask, every=beliefs, **dict(options))
-    return q if beliefs else _argmax(q)
+@functools.partial(jax.jit, static_argnames=("options", "give"))
+def _refined(image, probs, mask, options, give):
+    every = give == "beliefs"
+    q = fully_connected.mean_field(image, probs, mask=mask, every=every, **dict(options))
+    return _argmax(q) if give == "labels" else q
 
 
 def freeze(
@@ -144,8 +147,9 @@ def freeze(
     return jax.jit(lambda images: label_maps(module, variables, images, **options))
 
 
-def _argmax(scores: jax.Array) -> jax.Array:
-    return jnp.argmax(scores, axis=-1).astype(jnp.uint8 if scores.shape[-1] <= 256 else jnp.int32)
+def _argmax(scores):
+    """Labels of scores [..., classes], both of JAX or both of NumPy."""
+    return scores.argmax(-1).astype(np.uint8 if scores.shape[-1] <= 256 else np.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "normalization", "align_corners", "head"))
@@ -178,11 +182,49 @@ def _logits(module, variables, images, normalization, align_corners, head, scale
     return ops.resize_bilinear(logits, size, align_corners)
 
 
+class Answer(NamedTuple):
+    """What the network says of one image.
+
+    Attributes:
+      labels: [H, W] uint8, class ids.
+      probabilities: [H, W, classes] float32 that the labels are the highest of, or None.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray | None = None
+
+
 def predict(
     module: nn.Module,
     variables: Any,
     image: np.ndarray,
     *,
+    raw_ids: np.ndarray | None = None,
+    **options: Any,
+) -> np.ndarray:
+    """Segments one image of any size.
+
+    Args:
+      module, variables, image, options: as of `answers`.
+      raw_ids: [classes], give these ids (`Labels.first_raw_ids`) instead of the classes' own; None
+        or False: do not.
+
+    Returns:
+      Class ids [H, W] uint8, or `raw_ids` in their dtype.
+
+    Raises:
+      ValueError, ConfigError: as `answers`.
+    """
+    (answer,) = answers(module, variables, [image], **options)
+    return answer.labels if raw_ids is None or raw_ids is False else raw_ids[answer.labels]
+
+
+def answers(
+    module: nn.Module,
+    variables: Any,
+    images: Sequence[np.ndarray],
+    *,
+    with_probabilities: bool = False,
     crop_size: tuple[int, int] | None = None,
     normalization: str = "zero_mean",
     align_corners: bool = True,
@@ -192,68 +234,101 @@ def predict(
     tile_overlap: int = 128,
     resize: int | tuple[int, int] | None = None,
     crf: Mapping[str, Any] | None = None,
-    raw_ids: np.ndarray | None = None,
-) -> np.ndarray:
-    """Segments one image of any size.
+) -> list[Answer]:
+    """Segments images that the network sees at one size (`seen_size`), in one batch.
 
     Args:
       module: from `models.build`.
       variables: {"params", "batch_stats"}, folded ones or not.
-      image: [H, W, C] uint8, RGB first.
+      images: each [H, W, C] uint8, RGB first.
+      with_probabilities: give them, too; with the CRF those after it.
       crop_size: (height, width) to pad to with the mean pixel; a longer side, and with None either,
         is padded to the next 64 k + 1.
       normalization: the one the weights were trained with.
       align_corners: of the logits' upsampling and of scaled images.
       eval_scales: the image is seen at each of these; their probabilities are averaged.
       add_flipped_images: and mirrored at each.
-      tile_size: (height, width) of tiles that larger images are seen in, in little memory; None
-        sees any image whole. See `tiles.blended`.
+      tile_size: (height, width) of tiles that larger images are seen in, one image after another,
+        in little memory (and that of probabilities asked for); None sees any image whole. See
+        `tiles.blended`.
       tile_overlap: px that neighbouring tiles share.
       resize: see the image at this size, (height, width), or with its longer side so long; its
         probabilities are resized back.
       crf: refine the answer, with these keywords of `crf.mean_field`; None or False: do not.
-      raw_ids: [classes], give these ids (`Labels.first_raw_ids`) instead of the classes' own; None
-        or False: do not.
 
     Returns:
-      Class ids [H, W] uint8, or `raw_ids` in their dtype.
+      An answer an image, in their order.
 
     Raises:
-      ValueError: if `image` is not [H, W, C] uint8.
+      ValueError: if an image is not [H, W, C] uint8, or they are seen at different sizes.
       ConfigError: for a CRF over tiles, or tiles that overlap by half or more.
     """
-    _check(image)
+    for image in images:
+        _check(image)
     options = {
         "normalization": normalization,
         "align_corners": align_corners,
         "eval_scales": eval_scales,
         "add_flipped_images": add_flipped_images,
     }
-    seen = image if resize is None else _resized(image, resize)
-    size, seen_size = image.shape[:2], seen.shape[:2]
-    if tile_size is not None and any(n > t for n, t in zip(size, tile_size)):
+    if any(needs_tiles(image.shape[:2], tile_size) for image in images):
         if crf or resize is not None:
             raise ConfigError("tiles go neither with the CRF nor with resizing: tile_size=None")
         see = functools.partial(probabilities, module, variables, **options)
-        labels = np.empty(size, np.uint8)
-        for place, probs in tiles.blended(image, see, tile_size, tile_overlap):
-            labels[place] = probs.argmax(-1)
-    elif crf or resize is not None:
-        padded = _padded(seen, crop_size, normalization)
-        probs = probability_maps(module, variables, padded[None], **options)
+        tiled = [tiles.blended(image, see, tile_size, tile_overlap) for image in images]
+        sizes = [image.shape[:2] for image in images]
+        return [_joined(*both, with_probabilities) for both in zip(tiled, sizes)]
+    seen = images if resize is None else [_resized(image, resize) for image in images]
+    padded = np.stack([_padded(image, crop_size, normalization) for image in seen])
+    if not (with_probabilities or crf or resize is not None):
+        found = np.asarray(label_maps(module, variables, padded, **options))
+        return [Answer(_cut(labels, image)) for labels, image in zip(found, images)]
+    found = []
+    for i, probs in enumerate(probability_maps(module, variables, padded, **options)):
+        size, whole = images[i].shape[:2], padded[i]
         if resize is not None:
-            probs = _cut(probs, seen_size)
-            padded, probs = image, ops.resize_bilinear(probs, size, align_corners)
-        labels = refine(padded, probs[0], size, crf) if crf else np.asarray(_argmax(probs[0]))
-    else:
-        padded = _padded(image, crop_size, normalization)
-        labels = np.asarray(_cut(label_maps(module, variables, padded[None], **options), size)[0])
-    return labels if raw_ids is None or raw_ids is False else raw_ids[labels]
+            probs = ops.resize_bilinear(_cut(probs, seen[i])[None], size, align_corners)[0]
+            whole = images[i]
+        if crf:
+            probs = refine(whole, probs, size, crf, "probabilities")
+        probs = _cut(np.asarray(probs), images[i])
+        found.append(Answer(_argmax(probs), probs if with_probabilities else None))
+    return found
 
 
-def _cut(maps, size: tuple[int, int]):
-    """[B, H, W, ...] → its upper left (height, width), without the padding."""
-    return maps[:, : size[0], : size[1]]
+def needs_tiles(size: tuple[int, int], tile_size: tuple[int, int] | None) -> bool:
+    """Whether an image of this (height, width) is seen in tiles."""
+    return tile_size is not None and any(n > t for n, t in zip(size, tile_size))
+
+
+def seen_size(
+    size: tuple[int, int],
+    crop_size: tuple[int, int] | None,
+    resize: int | tuple[int, int] | None,
+) -> tuple[int, int]:
+    """The (height, width) that the network sees an image of `size` at, with padding; one program
+    is compiled for each."""
+    return padded_size(size if resize is None else _resized_size(size, resize), crop_size)
+
+
+def _joined(
+    pieces: Iterable[tuple[tiles.Place, np.ndarray]],
+    size: tuple[int, int],
+    with_probabilities: bool,
+) -> Answer:
+    labels, whole = np.empty(size, np.uint8), None
+    for place, probs in pieces:
+        labels[place] = _argmax(probs)
+        if with_probabilities:
+            if whole is None:
+                whole = np.empty((*size, probs.shape[-1]), probs.dtype)
+            whole[place] = probs
+    return Answer(labels, whole)
+
+
+def _cut(padded, image: np.ndarray):
+    """[H, W, ...] → its upper left, of the size of `image`."""
+    return padded[: image.shape[0], : image.shape[1]]
 
 
 def probabilities(
@@ -272,7 +347,7 @@ def probabilities(
     _check(image)
     padded = _padded(image, crop_size, normalization)[None]
     maps = probability_maps(module, variables, padded, normalization=normalization, **options)
-    return np.asarray(maps[0, : image.shape[0], : image.shape[1]])
+    return _cut(np.asarray(maps[0]), image)  # on the host: a slice of JAX compiles for each size
 
 
 def _check(image: np.ndarray) -> None:
@@ -287,7 +362,11 @@ def _padded(image: np.ndarray, crop_size, normalization) -> np.ndarray:
 
 def _resized(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """[H, W, C] → float32 of this (height, width), or with its longer side so long."""
-    if isinstance(size, int):
-        scale = size / max(image.shape[:2])
-        size = tuple(max(1, round(n * scale)) for n in image.shape[:2])
-    return resize_bilinear(image, tuple(size))
+    return resize_bilinear(image, _resized_size(image.shape[:2], size))
+
+
+def _resized_size(old: tuple[int, int], size: int | tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(size, int):
+        return tuple(size)
+    scale = size / max(old)
+    return tuple(max(1, round(n * scale)) for n in old)

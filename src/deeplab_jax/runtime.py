@@ -3,17 +3,41 @@
 import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import xla_bridge  # no public name tells whether the backends have started
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.output import Progress as Progress
 from deeplab_jax.output import say, write_whole
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+
+def make_deterministic() -> None:
+    """Lets XLA choose only programs for a GPU that give the same bits in every run.
+
+    Sums whose order is left to chance, and choices by the clock between algorithms, are replaced or
+    refused: programs take more time. On a CPU runs repeat without it. Child processes inherit it.
+
+    Raises:
+      ConfigError: if JAX has started its backends, which read this once.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if DETERMINISTIC in flags.split():
+        return
+    if xla_bridge.backends_are_initialized():
+        raise ConfigError(
+            "deterministic=True comes too late, JAX runs already: set it before the first "
+            f"computation of the program, or start it with XLA_FLAGS={DETERMINISTIC}"
+        )
+    os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
 
 
 def data_mesh() -> jax.sharding.Mesh:

@@ -1,7 +1,6 @@
 """Images and masks on disk: reading them without guessing, and pairs of them as a source."""
 
 import dataclasses
-import glob
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
@@ -303,28 +302,6 @@ def _turned(image: np.ndarray, mask: np.ndarray) -> str:
 def shown_size(shape: Sequence[int]) -> str:
     """(height, width, ...) as people write it: WIDTHxHEIGHT."""
     return f"{shape[1]}x{shape[0]}"
-
-
-def find_images(path: str | Path) -> list[Path]:
-    """The images that a file, a folder (not its subfolders) or a glob stands for, sorted.
-
-    Raises:
-      DataError: if there are none.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
-    else:
-        matches = glob.glob(str(path.expanduser()), recursive=True)
-        found = [Path(p) for p in matches if Path(p).is_file()]
-    if not found:
-        raise DataError(
-            f"{path}: no image found; give a file, a folder of {', '.join(IMAGE_SUFFIXES)} files, "
-            "or a quoted glob"
-        )
-    return sorted(found)
 
 
 def read_list(lists: Path, split: str) -> list[str]:

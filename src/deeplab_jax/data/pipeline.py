@@ -1,6 +1,7 @@
 """From a source to batches, with grain: same order and augmentation for the same seed, anywhere."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -238,19 +239,42 @@ def eval_batches(source, crop_size, pad_value, batch_size: int):
       batch_size: images a batch.
     """
     dataset = grain.MapDataset.source(source)
-    waiting: dict[tuple[int, int], list[dict]] = {}
-    for example in dataset.to_iter_dataset(
-        grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    ):
-        if "replaced" in example:  # what stands in for an unreadable image is scored once
+    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
+    # What stands in for an unreadable image is scored once.
+    examples = (example for example in stream if "replaced" not in example)
+
+    def size_of(example):
+        return padded_size(example["image"].shape[:2], crop_size)
+
+    for group in grouped(examples, size_of, batch_size):
+        yield _padded(group, size_of(group[0]), pad_value, batch_size)
+
+
+def grouped(
+    items: Iterable[Any],
+    key: Callable[[Any], Any],
+    size: int,
+    most: float = math.inf,
+) -> Iterator[list[Any]]:
+    """Yields lists of up to `size` items of one key, in the items' order but for those that wait.
+
+    Args:
+      items: read as far as is needed.
+      key: of an item, hashable; an item of the key None is a list of its own.
+      size: items that make a list.
+      most: items that wait at a time for others of their key; then the longest list goes as it is.
+    """
+    waiting: dict[Any, list[Any]] = {}
+    for item in items:
+        if (own := key(item)) is None:
+            yield [item]
             continue
-        size = padded_size(example["image"].shape[:2], crop_size)
-        group = waiting.setdefault(size, [])
-        group.append(example)
-        if len(group) == batch_size:
-            yield _padded(waiting.pop(size), size, pad_value, batch_size)
-    for size, group in waiting.items():
-        yield _padded(group, size, pad_value, batch_size)
+        waiting.setdefault(own, []).append(item)
+        if len(waiting[own]) == size:
+            yield waiting.pop(own)
+        elif sum(map(len, waiting.values())) >= most:
+            yield waiting.pop(max(waiting, key=lambda k: len(waiting[k])))
+    yield from waiting.values()
 
 
 def central_batches(source, crop_size, fraction: float, batch_size: int):
