@@ -149,6 +149,7 @@ def base() -> ConfigDict:
     evaluation.model.atrous_rates = FieldReference(None, field_type=object)
     evaluation.class_subset = ()  # ids averaged into mean_iou_N beside the whole
     evaluation.trimap_widths = (1, 2, 5, 10, 20, 40)  # px
+    evaluation.image_counts = False  # write each image's counts, too: eval/counts.npz
     evaluation.panels = 8  # images shown beside truth and prediction
 
     # The fully connected CRF ([V2] Sec. 3.3); --mode=tune_crf finds the first three for a network.

@@ -1,0 +1,144 @@
+"""What a table needs: its rows as evaluations of arms. An arm is one training, whatever its seed.
+
+Rows of one arm differ only in what evaluates it. An arm's folder is named after all that its
+training depends on, so tables, contrasts and sweeps share it.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from deeplab_jax import config as configuration
+from deeplab_jax.errors import ConfigError, did_you_mean
+from deeplab_jax.runtime import finite
+from experiments.rows import Row
+
+ROOT = Path(__file__).resolve().parents[1]
+EVALUATION = ("eval.", "crf.")
+# What changes neither a training nor a figure.
+NEITHER = (
+    "seed",  # a folder of its own
+    "init_from",  # an arm that it starts from counts by its name
+    "log_every",
+    "predict.",
+    "export.",
+    "tune_crf.",
+    "data.root",
+    "data.records",
+    "data.cache",
+    "data.num_threads",
+    "data.num_workers",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "eval.panels",
+    "eval.batch_size",
+    "eval.image_counts",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A row at a scale: how to train its arm, and how to evaluate that.
+
+    Attributes:
+      row: of the table.
+      spec: "FILE.py:preset".
+      overrides: of it, those of evaluation among them.
+      start: the job whose arm this one's weights come from.
+    """
+
+    row: Row
+    spec: str
+    overrides: Mapping[str, Any]
+    start: "Job | None" = None
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """Every key: {"optim.learning_rate": 0.007, ...}."""
+        config = configuration.load(self.spec, self.overrides)
+        configuration.check(config)
+        return configuration.flat(config)
+
+    @functools.cached_property
+    def arm(self) -> str:
+        """Name of its training."""
+        trains = _without(self.config, (*NEITHER, *EVALUATION))
+        trains["start"] = self.start.arm if self.start else self.config["init_from"]
+        model, backbone = self.config["model.name"], str(self.config["model.backbone"])
+        return f"{model}-{backbone.replace(':', '.')}-{_digest(trains)}"
+
+    @functools.cached_property
+    def evaluation(self) -> str:
+        """Name of its evaluation, among those of its arm."""
+        evaluates = {k: v for k, v in self.config.items() if k.startswith(EVALUATION)}
+        if not self.config["eval.crf"]:
+            evaluates = _without(evaluates, ("crf.",))
+        return _digest(_without(evaluates, NEITHER))
+
+    def workdir(self, out: Path, seed: int) -> Path:
+        """Of the training."""
+        return out / "arms" / self.arm / f"seed{seed}"
+
+    def folder(self, out: Path, seed: int) -> Path:
+        """Of the evaluation: results.json, counts.npz, report.html and the rest."""
+        return self.workdir(out, seed) / "evaluations" / self.evaluation
+
+    def command(self, mode: str, out: Path, seed: int) -> list[str]:
+        """Arguments of `python -m deeplab_jax.main`, not quoted for a shell."""
+        keys = {"train.eval_every": 0, **self.overrides, "eval.image_counts": True, "seed": seed}
+        if self.start:  # evaluation would compare the path with that of the training
+            keys["init_from"] = self.start.workdir(out, seed) if mode == "train" else ""
+        return [
+            f"--config={self.spec}",
+            *(f"--config.{key}={value}" for key, value in keys.items()),
+            f"--mode={mode}",
+            f"--workdir={self.workdir(out, seed)}",
+        ]
+
+
+def _without(config: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith(prefixes)}
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    text = json.dumps(finite(values), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def tables() -> list[str]:
+    """Names of all: `experiments/tables/NAME.py`."""
+    return sorted(path.stem for path in Path(__file__).with_name("tables").glob("[!_]*.py"))
+
+
+def table(name: str) -> ModuleType:
+    """A table's module: its ROWS, and its CONTRASTS if it has any."""
+    known = tables()
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise ConfigError(f"no table {name!r}{hint}; there are {', '.join(known)}")
+    return importlib.import_module(f"experiments.tables.{name}")
+
+
+def jobs(rows: Sequence[Row], overrides: Mapping[str, Any]) -> list[Job]:
+    """A job a row, with `overrides` over the row's own, in the order of the rows."""
+    found: dict[str, Job] = {}
+    for row in rows:
+        spec = f"{ROOT}/configs/{row.config},{row.dataset}"
+        start = found[row.start] if row.start else None
+        found[row.label] = Job(row, spec, {**row.overrides, **overrides}, start)
+    return list(found.values())
+
+
+def arms(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """{arm: its jobs}. An arm comes after the one that it starts from, if rows do."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.arm, []).append(job)
+    return found
