@@ -1,7 +1,8 @@
 """What a table needs: its rows as evaluations of arms. An arm is one training, whatever its seed.
 
 Rows of one arm differ only in what evaluates it. An arm's folder is named after all that its
-training depends on, so tables, contrasts and sweeps share it.
+training depends on and that is not a default, so tables, contrasts and sweeps share it, and keys
+that a later version adds leave it its name.
 """
 
 import dataclasses
@@ -66,10 +67,15 @@ class Job:
         configuration.check(config)
         return configuration.flat(config)
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """The keys that its training depends on."""
+        return _without(self.config, (*NEITHER, *EVALUATION))
+
     @functools.cached_property
     def arm(self) -> str:
         """Name of its training."""
-        trains = _without(self.config, (*NEITHER, *EVALUATION))
+        trains = _changed(self.training)
         trains["start"] = self.start.arm if self.start else self.config["init_from"]
         model, backbone = self.config["model.name"], str(self.config["model.backbone"])
         return f"{model}-{backbone.replace(':', '.')}-{_digest(trains)}"
@@ -80,7 +86,7 @@ class Job:
         evaluates = {k: v for k, v in self.config.items() if k.startswith(EVALUATION)}
         if not self.config["eval.crf"]:
             evaluates = _without(evaluates, ("crf.",))
-        return _digest(_without(evaluates, NEITHER))
+        return _digest(_changed(_without(evaluates, NEITHER)))
 
     def workdir(self, out: Path, seed: int) -> Path:
         """Of the training."""
@@ -105,6 +111,17 @@ class Job:
 
 def _without(config: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith(prefixes)}
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    configuration.allow_siblings(ROOT / "configs" / "common.py")
+    return configuration.flat(importlib.import_module("common").base())
+
+
+def _changed(config: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = _defaults()
+    return {k: v for k, v in config.items() if k not in defaults or defaults[k] != v}
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -16,8 +16,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from deeplab_jax import checkpoint
-from deeplab_jax.errors import UserError
+from deeplab_jax import config as configuration
+from deeplab_jax.errors import ConfigError, UserError
 from deeplab_jax.output import say, write_whole
+from deeplab_jax.runtime import finite
 from experiments.plan import ROOT, Job, arms
 
 WHOLE = ("results.json", "counts.npz", "run.json")  # files of an evaluation that is complete
@@ -40,6 +42,23 @@ def trained(job: Job, out: Path, seed: int) -> bool:
     return step is not None and step >= job.config["train.steps"]
 
 
+def check_same(job: Job, out: Path, seed: int) -> None:
+    """Raises ConfigError if the arm there was trained with other defaults than there are now."""
+    path = job.workdir(out, seed) / "config.json"
+    if not path.exists():
+        return
+    theirs = configuration.flat(json.loads(path.read_text()))
+    ours = finite(job.training)
+    for key in sorted(ours.keys() & theirs.keys()):
+        if (
+            ours[key] != theirs[key] and key != "loss.class_weights"
+        ):  # by name here, in numbers there
+            raise ConfigError(
+                f"{path.parent} was trained with {key}={theirs[key]}, now the default is "
+                f"{ours[key]}; remove it, or use another --out"
+            )
+
+
 class Worker:
     """Trains and evaluates what is missing. A second runner on the same folder waits and shares.
 
@@ -57,7 +76,14 @@ class Worker:
             self.devices.put({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})
 
     def work(self, jobs: Sequence[Job], seeds: Sequence[int]) -> list[Failed]:
-        """Does it all, every arm of one seed before the next seed; returns what failed."""
+        """Does it all, every arm of one seed before the next seed; returns what failed.
+
+        Raises:
+          ConfigError: from `check_same`.
+        """
+        for seed in seeds:
+            for job in jobs:
+                check_same(job, self.out, seed)
         futures: dict[tuple[str, int], Future] = {}
         with ThreadPoolExecutor(self.processes) as pool:
             for seed in seeds:
