@@ -67,3 +67,5 @@ AT_8 = {"eval.model.output_stride": 8}
 SCALES = {"eval.eval_scales": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)}
 FLIPS = SCALES | {"eval.add_flipped_images": True}
 NO_DECODER = {"model.decoder_output_stride": None}
+ONE = {"model.decoder_convs": 1}
+RESNET, XCEPTION = "v3plus.py:resnet_101", "v3plus.py:xception_65"

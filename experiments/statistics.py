@@ -38,6 +38,10 @@ class Measure(NamedTuple):
         return found - self.minus.of(counts, weights) if self.minus else found
 
 
+WHOLE = Measure("mean IoU")
+BANDS = tuple(Measure(f"mean IoU within {w} px", width=w) for w in (1, 2, 5, 10, 20, 40))
+
+
 class Contrast(NamedTuple):
     """A claim: the row `better` beats the row `worse` by these measures, the first decides."""
 

@@ -11,10 +11,9 @@ import numpy as np
 from deeplab_jax import metrics
 from deeplab_jax.data.synthetic import SOLIDS, TWIN_A, TWIN_B
 from experiments.rows import AT_8, CRF, FLIPS, rows
-from experiments.statistics import Contrast, Measure
+from experiments.statistics import BANDS, WHOLE, Contrast, Measure
 
 TWINS = (TWIN_A, TWIN_B)
-WIDTHS = (1, 2, 5, 10, 20, 40)
 DECODER, ASPP = "v3+, rates 2, 4, 6", "v3, rates 2, 4, 6"
 LARGE, SMALL = "v3, rate 4", "v3, rate 1"
 V3, V3PLUS = "v3.py:mobilenet_v2", "v3plus.py:mobilenet_v2"
@@ -39,8 +38,6 @@ def told_apart(counts: np.ndarray) -> float:
     return float(np.trace(twins) / twins.sum()) if twins.sum() else float("nan")
 
 
-WHOLE = Measure("mean IoU")
-BANDS = tuple(Measure(f"mean IoU within {w} px", width=w) for w in WIDTHS)
 NARROW = BANDS[1]
 FAR_CUE = Measure("mean IoU of the twins", partial(metrics.mean_iou, classes=TWINS))
 TOLD_APART = Measure("twins told apart", told_apart)
