@@ -16,11 +16,12 @@ from types import ModuleType
 from typing import Any
 
 from deeplab_jax import config as configuration
+from deeplab_jax import networks
 from deeplab_jax.errors import ConfigError, did_you_mean
 from deeplab_jax.runtime import finite
-from experiments.rows import Row
+from experiments.rows import COCO, CONFIGS, Row
+from experiments.scale import scaled
 
-ROOT = Path(__file__).resolve().parents[1]
 EVALUATION = ("eval.", "crf.")
 # What changes neither a training nor a figure.
 NEITHER = (
@@ -78,7 +79,7 @@ class Job:
         trains = _changed(self.training)
         trains["start"] = self.start.arm if self.start else self.config["init_from"]
         model, backbone = self.config["model.name"], str(self.config["model.backbone"])
-        return f"{model}-{backbone.replace(':', '.')}-{_digest(trains)}"
+        return f"{model}-{backbone.replace(':', '.')}-{digest(trains)}"
 
     @functools.cached_property
     def evaluation(self) -> str:
@@ -86,7 +87,7 @@ class Job:
         evaluates = {k: v for k, v in self.config.items() if k.startswith(EVALUATION)}
         if not self.config["eval.crf"]:
             evaluates = _without(evaluates, ("crf.",))
-        return _digest(_changed(_without(evaluates, NEITHER)))
+        return digest(_changed(_without(evaluates, NEITHER)))
 
     def workdir(self, out: Path, seed: int) -> Path:
         """Of the training."""
@@ -115,7 +116,7 @@ def _without(config: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, 
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-    configuration.allow_siblings(ROOT / "configs" / "common.py")
+    configuration.allow_siblings(CONFIGS / "common.py")
     return configuration.flat(importlib.import_module("common").base())
 
 
@@ -124,7 +125,8 @@ def _changed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in defaults or defaults[k] != v}
 
 
-def _digest(values: Mapping[str, Any]) -> str:
+def digest(values: Mapping[str, Any]) -> str:
+    """A short name for them."""
     text = json.dumps(finite(values), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -143,14 +145,56 @@ def table(name: str) -> ModuleType:
     return importlib.import_module(f"experiments.tables.{name}")
 
 
-def jobs(rows: Sequence[Row], overrides: Mapping[str, Any]) -> list[Job]:
-    """A job a row, with `overrides` over the row's own, in the order of the rows."""
+def jobs(
+    rows: Sequence[Row], scale: str, overrides: Mapping[str, Any]
+) -> tuple[list[Job], dict[str, str]]:
+    """What is to be done for rows, in their order.
+
+    Args:
+      rows: of one table, each after the one it starts from.
+      scale: see `scaled`.
+      overrides: over every row's own. A row that waits for a run on COCO no longer does where
+        these name weights in init_from.
+
+    Returns:
+      (a job a row that can run, {label of any other row: why it cannot}).
+
+    Raises:
+      ConfigError: for an override that is no key or has the wrong type.
+    """
     found: dict[str, Job] = {}
+    left_out: dict[str, str] = {}
     for row in rows:
-        spec = f"{ROOT}/configs/{row.config},{row.dataset}"
-        start = found[row.start] if row.start else None
-        found[row.label] = Job(row, spec, {**row.overrides, **overrides}, start)
-    return list(found.values())
+        needs = [need for need in row.needs if need != COCO or not overrides.get("init_from")]
+        if needs or row.start in left_out:
+            left_out[row.label] = f"needs {', '.join(needs) or row.start}"
+            continue
+        try:
+            spec, own = scaled(row, scale)
+        except ConfigError as error:
+            left_out[row.label] = str(error)
+            continue
+        config = configuration.load(spec, {**own, **overrides})
+        try:
+            networks.build(config)
+        except ConfigError as error:
+            left_out[row.label] = str(error)
+        else:
+            start = found[row.start] if row.start else None
+            found[row.label] = Job(row, spec, {**own, **overrides}, start)
+    return list(found.values()), left_out
+
+
+def chosen(jobs: Sequence[Job], text: str) -> list[Job]:
+    """Those with `text` in their label, and those that they start from."""
+    kept: dict[str, Job] = {}
+    for job in jobs:
+        chain = [job]
+        while chain[-1].start:
+            chain.append(chain[-1].start)
+        if text in job.row.label:
+            kept |= {link.row.label: link for link in reversed(chain)}
+    return list(kept.values())
 
 
 def arms(jobs: Sequence[Job]) -> dict[str, list[Job]]:

@@ -1,9 +1,12 @@
 """A row of a table: a published figure and what runs it. Overrides that several tables share."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
 COCO, SERVER = "a run on `coco` first", "test server"
 JFT = "JFT-300M (not public)"
 
@@ -16,7 +19,7 @@ class Row(NamedTuple):
       published: mean IoU in %, unless the label says otherwise.
       config: file of configs/ and preset, "v1.py:largefov".
       overrides: {"model.multi_grid": (1, 2, 1)}: what differs from the preset.
-      dataset: of the preset.
+      dataset: of the preset; "" where `config` says it.
       needs: what it waits for.
       start: label of the row of the same table that training starts from.
     """
@@ -29,6 +32,11 @@ class Row(NamedTuple):
     dataset: str = "voc"
     needs: tuple[str, ...] = ()
     start: str = ""
+
+    def spec(self, dataset: str = "") -> str:
+        """ "FILE.py:preset,dataset" for `config.load`, on another dataset if one is given."""
+        dataset = dataset or self.dataset
+        return f"{CONFIGS / self.config}" + (f",{dataset}" if dataset else "")
 
     def arguments(self) -> str:
         """For `python -m deeplab_jax.main`, to paste into a shell."""

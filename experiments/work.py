@@ -20,9 +20,8 @@ from deeplab_jax import config as configuration
 from deeplab_jax.errors import ConfigError, UserError
 from deeplab_jax.output import say, write_whole
 from deeplab_jax.runtime import finite
-from experiments.plan import ROOT, Job, arms
-
-WHOLE = ("results.json", "counts.npz", "run.json")  # files of an evaluation that is complete
+from experiments.plan import Job, arms
+from experiments.rows import ROOT
 
 
 class Failed(UserError):
@@ -32,8 +31,8 @@ class Failed(UserError):
 
 
 def done(job: Job, out: Path, seed: int) -> bool:
-    """Whether the row has been evaluated."""
-    return all((job.folder(out, seed) / name).exists() for name in WHOLE)
+    """Whether the row has been evaluated: its folder gets its name when all is in it."""
+    return job.folder(out, seed).is_dir()
 
 
 def trained(job: Job, out: Path, seed: int) -> bool:
@@ -152,7 +151,6 @@ class Worker:
             "seconds": round(time.monotonic() - began, 1),
         }
         write_whole(workdir / "eval" / "run.json", json.dumps(about, indent=1) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)  # one that was not whole
         folder.parent.mkdir(exist_ok=True)
         os.rename(workdir / "eval", folder)
 
