@@ -15,8 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from deeplab_jax import classes, networks
 from deeplab_jax import config as configuration
-from deeplab_jax import networks
 from deeplab_jax.errors import ConfigError, did_you_mean
 from deeplab_jax.runtime import finite
 from experiments.rows import COCO, CONFIGS, Row
@@ -62,11 +64,22 @@ class Job:
     start: "Job | None" = None
 
     @functools.cached_property
+    def resolved(self) -> ConfigDict:
+        """Its configuration, with the number of classes of own data filled in.
+
+        Raises:
+          ConfigError: for a value that cannot be.
+          DataError: for own data that are not there.
+        """
+        config = configuration.load(self.spec, self.overrides)
+        classes.fill_in(config, "train", Path())
+        configuration.check(config)
+        return config
+
+    @functools.cached_property
     def config(self) -> dict[str, Any]:
         """Every key: {"optim.learning_rate": 0.007, ...}."""
-        config = configuration.load(self.spec, self.overrides)
-        configuration.check(config)
-        return configuration.flat(config)
+        return configuration.flat(self.resolved)
 
     @property
     def training(self) -> dict[str, Any]:
@@ -160,7 +173,8 @@ def jobs(
       (a job a row that can run, {label of any other row: why it cannot}).
 
     Raises:
-      ConfigError: for an override that is no key or has the wrong type.
+      ConfigError, DataError: for an override that is no key or cannot be, for own data that are
+        not there.
     """
     found: dict[str, Job] = {}
     left_out: dict[str, str] = {}
@@ -174,14 +188,15 @@ def jobs(
         except ConfigError as error:
             left_out[row.label] = str(error)
             continue
-        config = configuration.load(spec, {**own, **overrides})
+        start = found[row.start] if row.start else None
+        job = Job(row, spec, {**own, **overrides}, start)
+        resolved = job.resolved
         try:
-            networks.build(config)
+            networks.build(resolved)
         except ConfigError as error:
             left_out[row.label] = str(error)
         else:
-            start = found[row.start] if row.start else None
-            found[row.label] = Job(row, spec, {**own, **overrides}, start)
+            found[row.label] = job
     return list(found.values()), left_out
 
 

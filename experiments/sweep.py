@@ -76,7 +76,7 @@ def costs(job: Job, out: Path) -> dict[str, Any]:
 
     Kept in out/costs: what evaluates the same graph in the same way is measured once.
     """
-    config = configuration.load(job.spec, job.overrides)
+    config = job.resolved
     size = config.eval.crop_size or config.data.crop_size
     scales, mirrored = tuple(config.eval.eval_scales), config.eval.add_flipped_images
     about = {
