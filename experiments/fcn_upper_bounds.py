@@ -1,6 +1,7 @@
 """[FCN] Appendix A: the mean IU of ground truth made coarser by a factor, and upsampled again.
 
     python experiments/fcn_upper_bounds.py --root=VOC2012 [--split=val]
+    python -m experiments.run fcn_appendix_a --set=data.root=VOC2012
 
 It bounds what a net of that stride can reach. The paper does not say how the masks were made
 coarser; here are three ways: "nearest" reads the pixel in the middle of each cell, for the whole
@@ -70,27 +71,35 @@ def _bilinear(n: int, factor: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", required=True, help="a folder in PASCAL VOC's layout")
-    parser.add_argument("--split", default="val")
-    args = parser.parse_args()
-    source = datasets.source("voc", args.root, args.split, CLASSES, VOID)
-    ways = {"nearest": nearest, "bilinear": bilinear, "area": area}
-    totals = np.zeros((len(ways), len(FACTORS), CLASSES, CLASSES), np.int64)
+WAYS = {"nearest": nearest, "bilinear": bilinear, "area": area}
+
+
+def upper_bounds(root: str, split: str) -> tuple[int, dict[str, list[float]]]:
+    """(number of masks, {way: mean IU at each of `FACTORS`}) of a split of VOC."""
+    source = datasets.source("voc", root, split, CLASSES, VOID)
+    totals = np.zeros((len(WAYS), len(FACTORS), CLASSES, CLASSES), np.int64)
     for index in range(len(source)):
         mask = source.label(index)
-        for i, coarser in enumerate(ways.values()):
+        for i, coarser in enumerate(WAYS.values()):
             for j, factor in enumerate(FACTORS):
                 coarse = coarser(mask, factor)
                 # A void pixel in a cell's middle tells nothing: the net is not asked for void.
                 coarse = np.where(coarse == VOID, 0, coarse)
                 totals[i, j] += metrics.confusion(mask, coarse, CLASSES, VOID)
-    print(
-        f"{len(source)} masks\n| factor | {' | '.join(ways)} | the paper |\n|---|---|---|---|---|"
-    )
+    return len(source), {
+        way: [metrics.mean_iou(total) for total in of_way] for way, of_way in zip(WAYS, totals)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", required=True, help="a folder in PASCAL VOC's layout")
+    parser.add_argument("--split", default="val")
+    args = parser.parse_args()
+    masks, bounds = upper_bounds(args.root, args.split)
+    print(f"{masks} masks\n| factor | {' | '.join(WAYS)} | the paper |\n|---|---|---|---|---|")
     for j, (factor, paper) in enumerate(zip(FACTORS, PAPER)):
-        found = " | ".join(f"{100 * metrics.mean_iou(total[j]):.1f}" for total in totals)
+        found = " | ".join(f"{100 * bound[j]:.1f}" for bound in bounds.values())
         print(f"| {factor} | {found} | {paper} |")
 
 

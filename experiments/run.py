@@ -102,6 +102,11 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs < 1:
         raise ConfigError(f"--jobs={args.jobs}: at least 1")
     name, rows, contrasts = _rows(args)
+    path = args.out / name
+    if args.table and hasattr(table := plan.table(args.table), "measured"):
+        results.write(path, results.measured(rows, table.measured(overrides(args.set))))
+        say(path.with_name(path.name + ".md").read_text())
+        return 0
     jobs, left_out = plan.jobs(rows, args.scale, overrides(args.set))
     chosen = plan.chosen(jobs, args.rows)
     if args.list:
@@ -109,7 +114,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     errors = Worker(args.out, args.jobs).work(chosen, seeds)
     found = results.summary(rows, jobs, left_out, contrasts, seeds, args.out)
-    path = args.out / name
     if args.sweep:
         of = {job.row.label: job for job in jobs}
         for row in found["rows"]:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import miniatures
 import numpy as np
 import pytest
 from conftest import ROOT, write_folder
@@ -344,6 +345,16 @@ def test_a_summary_of_nothing_is_a_table_too(tmp_path, pair):
     results.write(tmp_path / "table", found)
     assert "| large | 70.5 |  |  |  |  |" in (tmp_path / "table.md").read_text()
     assert found["contrasts"] == []
+
+
+def test_appendix_a_is_measured_without_a_network(tmp_path):
+    miniatures.voc(tmp_path / "voc")
+    table = plan.table("fcn_appendix_a")
+    found = results.measured(table.ROWS, table.measured({"data.root": str(tmp_path / "voc")}))
+    results.write(tmp_path / "appendix", found)
+    lines = (tmp_path / "appendix.md").read_text().splitlines()
+    assert sum("| factor" in line for line in lines) == 18
+    assert all(0 < row["ours"] <= 1 for row in found["rows"])
 
 
 def test_plots_take_one_value_and_equal_ones():
