@@ -153,6 +153,7 @@ def base() -> ConfigDict:
     evaluation.class_subset = ()  # ids averaged into mean_iou_N beside the whole
     evaluation.trimap_widths = (1, 2, 5, 10, 20, 40)  # px
     evaluation.upper_bounds = ()  # strides, of [FCN] Appendix A
+    evaluation.image_counts = False  # write each image's counts, too: eval/counts.npz
     evaluation.panels = 8  # images shown beside truth and prediction
 
     # The fully connected CRF ([V2] Sec. 3.3); --mode=tune_crf finds the first three for a network.

@@ -33,7 +33,7 @@ GOLDEN = Path(__file__).parent / "golden"
 SHARED = ROOT.parent / "shared"
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-sys.path.append(str(CONFIGS))
+sys.path += [str(CONFIGS), str(ROOT)]  # configs import their neighbours; experiments is a package
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,7 @@ from test_models import count
 
 from deeplab_jax import config as configuration
 from deeplab_jax import losses, models
-
-sys.path.append(str(ROOT / "experiments"))
-import papers
+from experiments import papers
 
 GOLDEN_PARAMETERS = GOLDEN / "papers_parameters.json"
 SHALLOW = {

@@ -24,7 +24,11 @@ from deeplab_jax.report import Example, percent
 
 
 class Tally:
-    """Counts of a whole split: a confusion matrix, one a trimap width, and one an upper bound."""
+    """Counts of a whole split: a confusion matrix, one a trimap width, and one an upper bound.
+
+    With `each_image`, `images` holds those of every image, too: [1 + widths, C, C] int32, the
+    whole image first. Whoever wants to know how sure a difference is draws images from them.
+    """
 
     def __init__(
         self,
@@ -32,23 +36,31 @@ class Tally:
         ignore_label: int,
         trimap_widths: Sequence[int] = (),
         upper_bounds: Sequence[int] = (),
+        each_image: bool = False,
     ):
         self.num_classes, self.ignore_label = num_classes, ignore_label
         self.total = np.zeros((num_classes, num_classes), np.int64)
         self.bands = {width: self.total.copy() for width in trimap_widths}
         self.bounds = {factor: self.total.copy() for factor in upper_bounds}
+        self.images: list[np.ndarray] | None = [] if each_image else None
 
     def add(self, labels: np.ndarray, preds: np.ndarray) -> float:
         """Counts labels and preds [H, W]; returns their own mean IoU."""
         counts = metrics.confusion(labels, preds, self.num_classes, self.ignore_label)
         self.total += counts
+        found = [counts]
         if self.bands:
             distance = metrics.boundary_distance(labels, self.ignore_label)
             for width, band in self.bands.items():
                 near = distance <= width
-                band += metrics.confusion(
-                    labels[near], preds[near], self.num_classes, self.ignore_label
+                found.append(
+                    metrics.confusion(
+                        labels[near], preds[near], self.num_classes, self.ignore_label
+                    )
                 )
+                band += found[-1]
+        if self.images is not None:
+            self.images.append(np.stack(found).astype(np.int32))
         for factor, bound in self.bounds.items():
             coarse = metrics.coarsened(labels, factor, ignore_label=self.ignore_label)
             bound += metrics.confusion(labels, coarse, self.num_classes, self.ignore_label)
@@ -165,7 +177,8 @@ def evaluate(
     crf = config["crf"] if config["eval"]["crf"] else None
     heads = dict(config["model"]["heads"] or {})
     of_heads = {name: Tally(classes, ignore_label) for name, classes in heads.items()}
-    tallies = [Tally(num_classes, ignore_label, trimap_widths, upper_bounds)]
+    each_image = config["eval"]["image_counts"]
+    tallies = [Tally(num_classes, ignore_label, trimap_widths, upper_bounds, each_image)]
     if crf:
         tallies.append(Tally(num_classes, ignore_label, trimap_widths))  # before it
     shown, beliefs, seen = Shown(len(source), panels), [], 0
@@ -333,7 +346,8 @@ def write(
     folder: Path, found: Evaluation, labels: Labels, settings: Mapping[str, Any], crf=None
 ) -> None:
     """Writes results.json, report.html, confusion.csv, confusion.png, legend.png, panel.png, with
-    the CRF also belief_maps.png.
+    the CRF also belief_maps.png, with the counts of each image also counts.npz: "whole" and, within
+    W px of a boundary, "trimap_W", [images, C, C] int32, rows are labels.
 
     Args:
       settings: {what: value} of how it was measured, for the files.
@@ -352,6 +366,12 @@ def write(
     writer.writerow(["truth \\ prediction", *labels.names])
     writer.writerows([name, *row.tolist()] for name, row in zip(labels.names, tally.total))
     runtime.write_whole(folder / "confusion.csv", table.getvalue())
+    if tally.images is not None:
+        keys = ("whole", *(f"trimap_{width}" for width in tally.bands))
+        counts = np.stack(tally.images, axis=1)  # [1 + widths, images, C, C]
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **dict(zip(keys, counts)))
+        runtime.write_whole(folder / "counts.npz", packed.getvalue())
     picture = pictures.confusion_matrix(tally.total, labels.names)
     runtime.write_whole(folder / "confusion.png", pictures.png(picture))
     runtime.write_whole(folder / "legend.png", pictures.png(pictures.legend(labels)))
