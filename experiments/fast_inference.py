@@ -1,4 +1,4 @@
-"""What folding batch norm and bfloat16 change in the labels of a split, against plain float32.
+"""What folding batch norm, and bfloat16, change in the labels of a split, against plain float32.
 
     python experiments/fast_inference.py --config=configs/zoo.py:mobilenetv2_coco_voc_trainval \
         --weights=WEIGHTS --root=VOC_SUBSET --classes 0 8 10 12 13 15 17
@@ -44,7 +44,6 @@ def main():
     ways = {
         "float32": (exact, variables),
         "float32, folded": (exact, folded),
-        "bfloat16": (half, variables),
         "bfloat16, folded": (half, folded),
     }
     options = configuration.predict_options(config)

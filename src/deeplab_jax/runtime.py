@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import xla_bridge  # no public name tells whether the backends have started
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deeplab_jax.errors import ConfigError
@@ -32,11 +31,15 @@ def make_deterministic() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if DETERMINISTIC in flags.split():
         return
-    if xla_bridge.backends_are_initialized():
+    number = jax.config.jax_num_cpu_devices
+    try:  # of all that is public, this alone JAX refuses once the backends have started
+        jax.config.update("jax_num_cpu_devices", number + 2)
+        jax.config.update("jax_num_cpu_devices", number)
+    except RuntimeError as error:
         raise ConfigError(
             "deterministic=True comes too late, JAX runs already: set it before the first "
             f"computation of the program, or start it with XLA_FLAGS={DETERMINISTIC}"
-        )
+        ) from error
     os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
 
 
