@@ -1,5 +1,6 @@
-"""The field of view of a layer as it is, from gradients, not as kernel sizes and rates promise."""
+"""Fields of view as they are, from gradients, not as kernel sizes and rates promise them."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,16 +11,18 @@ import numpy as np
 
 from deeplab_jax.errors import did_you_mean
 
+_TINY = np.finfo(np.float32).tiny
 
-def field_of_view(
+
+def fields_of_view(
     module: nn.Module,
     variables: Any,
     images: jax.Array,
-    layer: str = "",
+    layers: Sequence[str] = ("",),
     source: str = "",
     seed: int = 0,
-) -> np.ndarray:
-    """How much each pixel moves the middle of a layer's output: [H, W] float32, in 0..1.
+) -> dict[str, np.ndarray]:
+    """How much each pixel moves the middle of a layer's output: {layer: [H, W] float32 in 0..1}.
 
     The root mean square, over images and channels, of the gradient of the output's middle cell,
     divided by its highest value: the effective field of view of [V1] Sec. 3.1 and [V2] Fig. 4.
@@ -29,7 +32,7 @@ def field_of_view(
       module: from `models.build`.
       variables: {"params", "batch_stats"}, folded ones or not.
       images: normalised, [B, H, W, C]; more of them give a smoother picture.
-      layer: its path in `variables`, for instance "aspp/atrous1"; "" is the network, its logits.
+      layers: paths in `variables`, for instance "aspp/atrous1"; "" is the network, its logits.
       source: the layer whose input stands for the pixels, for instance "aspp" for the features
         that the ASPP reads; "" is the image.
       seed: of the signs that the channels are summed with.
@@ -37,27 +40,39 @@ def field_of_view(
     Raises:
       ValueError: for a layer that the network has not.
     """
-    field = _field(module, variables, images, layer, source, jax.random.key(seed))
-    return np.asarray(field / jnp.maximum(jnp.max(field), jnp.finfo(field.dtype).tiny))
+    # A backward pass a layer, one program for all: compiling takes longer than running.
+    pullback = _forward(module, variables, images, tuple(layers), source, jax.random.key(seed))
+    fields = {
+        layer: np.asarray(_backward(pullback, one))
+        for layer, one in zip(layers, np.eye(len(layers), dtype=np.float32))
+    }
+    return {layer: field / max(field.max(), _TINY) for layer, field in fields.items()}
 
 
-@partial(jax.jit, static_argnames=("module", "layer", "source"))
-def _field(module, variables, images, layer, source, key):
-    run = partial(_run, module, variables, images, layer, source)
+@partial(jax.jit, static_argnames=("module", "layers", "source"))
+def _forward(module, variables, images, layers, source, key):
+    """What turns a cotangent [layers] into the gradient of the middles at what `source` reads."""
+    run = partial(_run, module, variables, images, layers, source)
     read, _ = jax.eval_shape(run, 0.0)
 
-    def middle(shift):
-        _, output = run(shift)
-        cell = output[:, output.shape[1] // 2, output.shape[2] // 2]
+    def middles(shift):
+        _, outputs = run(shift)
+        cells = [x[:, x.shape[1] // 2, x.shape[2] // 2] for x in outputs]
         # With random signs the mean square of the sum's gradient is the sum over the channels.
-        return jnp.sum(cell * jax.random.rademacher(key, cell.shape, cell.dtype))
+        signs = [jax.random.rademacher(key, cell.shape, cell.dtype) for cell in cells]
+        return jnp.stack([jnp.sum(cell * sign) for cell, sign in zip(cells, signs)])
 
-    gradient = jax.grad(middle)(jnp.zeros(read.shape, read.dtype))
+    return jax.vjp(middles, jnp.zeros(read.shape, read.dtype))[1]
+
+
+@jax.jit
+def _backward(pullback, cotangent):
+    (gradient,) = pullback(cotangent)  # [B, H, W, C]
     return jnp.sqrt(jnp.mean(jnp.sum(gradient**2, axis=-1), axis=0))
 
 
-def _run(module, variables, images, layer, source, shift) -> tuple[jax.Array, jax.Array]:
-    """(what `source` reads, what `layer` gives), with `shift` added to the former."""
+def _run(module, variables, images, layers, source, shift) -> tuple[jax.Array, list[jax.Array]]:
+    """(what `source` reads, what `layers` give), with `shift` added to the former."""
     inputs, outputs, paths = {}, {}, set()
 
     def watch(call, args, kwargs, context):
@@ -74,8 +89,8 @@ def _run(module, variables, images, layer, source, shift) -> tuple[jax.Array, ja
 
     with nn.intercept_methods(watch):
         module.apply(variables, images)
-    for name, found in ((layer, outputs), (source, inputs)):
+    for name, found in (*((layer, outputs) for layer in layers), (source, inputs)):
         if name not in found:
             raise ValueError(f"no layer {name!r}{did_you_mean(name, paths)}")
-    output = outputs[layer]
-    return inputs[source], output["logits"] if isinstance(output, dict) else output
+    given = (outputs[layer] for layer in layers)
+    return inputs[source], [y["logits"] if isinstance(y, dict) else y for y in given]
