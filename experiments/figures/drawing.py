@@ -1,88 +1,24 @@
-"""Figures of the papers, drawn from this code: `pip install -e '.[experiments]'`.
+"""The figures, a function each: Subject → matplotlib's Figure; and the mathematics behind them."""
 
-    python -m experiments.figures [NAME ...] --output=DIR [--scene=3] \\
-        [--config=configs/v3plus.py] [--workdir=TRAINED] [--without_decoder=TRAINED]
-
-`--workdir` is a run of `--config`, `--without_decoder` one of the same dataset whose logits are
-upsampled bilinearly. Without them true one-hot scores at strides 4 and 16 stand for what a network
-with and without decoder can do at best, and fields of view are those of an untrained network.
-
-| NAME | figure | drawn from |
-|---|---|---|
-| atrous_1d | [V2] Fig. 2 | Jacobians of `ops.conv2d`, and its answer to a row of the scene |
-| atrous_2d | [V2] Fig. 3 | `ops.conv2d` on the scene at half size, and at rate 2 |
-| fields_of_view | [V2] Fig. 4 | gradients of each branch of the ASPP |
-| valid_weights | [V3] Fig. 4 | `ops.conv2d` of ones |
-| beliefs | [V2] Fig. 5 | every iteration of `crf.mean_field` |
-| trimaps | [V2] Fig. 10, [V3+] Fig. 5a | `metrics.boundary_distance`, `evaluate.Tally` |
-| decoder | [V3+] Fig. 5b | the labels near a boundary |
-"""
-
-import argparse
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from matplotlib import colors
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from scipy import ndimage
 
-from deeplab_jax import config as configuration
-from deeplab_jax import metrics, networks, ops
-from deeplab_jax import train as training
-from deeplab_jax.data import pipeline
+from deeplab_jax import metrics, models, ops
 from deeplab_jax.evaluate import Tally
 from deeplab_jax.field_of_view import fields_of_view as see
-from deeplab_jax.predict import normalize, probabilities, refine
+from deeplab_jax.predict import normalize, refine
+from experiments.figures.subject import OKABE_ITO, Subject
 
-# Okabe and Ito's colours, which the colour-blind tell apart.
-OKABE_ITO = "#E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7 #000000".split()
 ORANGE, SKY, GREEN, _, BLUE, VERMILION, PURPLE, _ = OKABE_ITO
 PALE = "#BBBBBB"
 TRIMAP_SCENES, FIELD_SCENES = 40, 4
 BLUR = 15  # px
 WIDTHS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40)  # px
-
-
-class Scorer(NamedTuple):
-    """What scores pixels.
-
-    Attributes:
-      title: for people.
-      probs: {"image", "label"} → [H, W, C] float32.
-    """
-
-    title: str
-    probs: Callable[[dict], np.ndarray]
-
-
-class Subject(NamedTuple):
-    """What the figures show.
-
-    Attributes:
-      source: the evaluation split.
-      scene: {"image" [H, W, 3] uint8, "label" [H, W], ...} of it.
-      names, palette: of the classes; [256, 3] uint8.
-      config: the network's.
-      module, variables: the network, trained or not.
-      trained: whether it is.
-      fine, coarse: scores with and without a decoder.
-    """
-
-    source: Any
-    scene: dict
-    names: tuple[str, ...]
-    palette: np.ndarray
-    config: Any
-    module: Any
-    variables: Any
-    trained: bool
-    fine: Scorer
-    coarse: Scorer
 
 
 # --- the figures ------------------------------------------------------------------------------
@@ -135,13 +71,16 @@ def atrous_1d(subject: Subject) -> Figure:
 
 def atrous_2d(subject: Subject) -> Figure:
     """The scene at half size through a kernel, and whole through the same kernel at rate 2."""
-    side, detail = 97, np.s_[36:60, 60:84]
+    side = 97
     top, left = _busiest(subject.scene["label"], side)
     grey = _grey(subject.scene["image"])[top : top + side, left : left + side]
     kernel = gaussian_derivative(7)
     sparse, dense = convolve_2d(grey[::2, ::2], kernel, 1), convolve_2d(grey, kernel, 2)
     with_holes = np.full(grey.shape, np.nan, np.float32)
     with_holes[::2, ::2] = sparse
+    y, x = np.unravel_index(np.abs(dense).argmax(), dense.shape)
+    y, x = (int(np.clip(n - 12, 0, side - 24)) // 2 * 2 for n in (y, x))
+    detail = np.s_[y : y + 24, x : x + 24]
     spread = np.zeros((13, 13), np.float32)
     spread[::2, ::2] = kernel
     figure, axes = _pictures(2, 4)
@@ -159,7 +98,7 @@ def atrous_2d(subject: Subject) -> Figure:
     axes[0, 1].set_title("7x7 kernel, rate 1", fontsize=9)
     axes[1, 1].set_title("the same, rate 2", fontsize=9)
     apart = np.abs(dense[::2, ::2] - sparse).max()
-    figure.supxlabel(f"where both have an answer they differ by {apart:.0e} at most", fontsize=9)
+    figure.supxlabel(f"largest difference of the answers that both have: {apart:.1g}", fontsize=9)
     return figure
 
 
@@ -173,7 +112,7 @@ def fields_of_view(subject: Subject) -> Figure:
     scenes = np.pad(scenes, beside, "reflect")
     images = normalize(scenes, config.data.normalization)
     stride = config.model.output_stride
-    rates = networks.models.head_rates(
+    rates = models.head_rates(
         config.model.name, stride, config.model.atrous_rates, config.model.fc_kernel_size
     )
     branches = {"1x1": "aspp/conv1x1"}
@@ -301,7 +240,7 @@ FIGURES = {
 }
 
 
-# --- what they are made of --------------------------------------------------------------------
+# --- the mathematics --------------------------------------------------------------------------
 
 
 def convolve_1d(signal: jax.Array, kernel: np.ndarray, rate: int) -> jax.Array:
@@ -340,33 +279,6 @@ def valid_taps(size: int, rate: int) -> np.ndarray:
     return np.round(convolve_2d(np.ones((size, size), np.float32), np.ones((3, 3)), rate))
 
 
-def true_scores(stride: int, classes: int) -> Scorer:
-    """The best that logits at a stride can say: the truth there, upsampled bilinearly."""
-
-    def probs(example):
-        label = example["label"]
-        scores = np.eye(256, dtype=np.float32)[label[::stride, ::stride]][None, ..., :classes]
-        return np.asarray(ops.resize_bilinear(scores, label.shape, align_corners=True)[0])
-
-    return Scorer(f"truth at stride {stride}", probs)
-
-
-def network_scores(title: str, config, module, variables) -> Scorer:
-    """What a trained network says, as evaluation sees images."""
-
-    def probs(example):
-        return probabilities(
-            module,
-            variables,
-            example["image"],
-            crop_size=config.eval.crop_size,
-            normalization=config.data.normalization,
-            align_corners=config.model.align_corners,
-        )
-
-    return Scorer(title, probs)
-
-
 def _busiest(label: np.ndarray, side: int) -> tuple[int, int]:
     """(top, left) of the window with the longest boundaries."""
     near = np.pad(metrics.boundary_distance(label) <= 1, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
@@ -375,7 +287,7 @@ def _busiest(label: np.ndarray, side: int) -> tuple[int, int]:
     return int(top), int(left)
 
 
-# --- drawing and the command line -------------------------------------------------------------
+# --- drawing -------------------------------------------------------------
 
 
 def _pictures(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
@@ -388,74 +300,3 @@ def _show(axis, picture: np.ndarray, title: str, **options):
     axis.set_title(title, fontsize=9)
     axis.set(xticks=[], yticks=[])
     return axis.imshow(picture, interpolation="nearest", **options)
-
-
-def palette_of(labels) -> np.ndarray:
-    """[256, 3] uint8: Okabe and Ito's colours where they suffice, else the dataset's own."""
-    if len(labels.names) > len(OKABE_ITO) + 1:
-        return labels.palette
-    palette = np.full((256, 3), 255, np.uint8)
-    for i, hue in enumerate(["#E8E8E8", *OKABE_ITO][: len(labels.names)]):
-        palette[i] = np.round(255 * np.array(colors.to_rgb(hue)))
-    return palette
-
-
-def subject_of(
-    spec: str, scene: int, workdir: Path | None = None, without_decoder: Path | None = None
-) -> Subject:
-    """The subject that the command line names; errors as `networks.trained`'s."""
-    config = configuration.load(spec)
-    configuration.check(config)
-    classes = config.model.num_classes
-    _, module = networks.build(config)
-    fine, coarse = true_scores(4, classes), true_scores(16, classes)
-    if workdir:
-        variables, _ = networks.trained(config, workdir, module, 3)
-        fine = network_scores("decoder", config, module, variables)
-    else:
-        variables = training.init_variables(module, config.seed)
-    if without_decoder:
-        plain = configuration.load(spec, {"model.name": "v3"})
-        _, head = networks.build(plain)
-        weights, _ = networks.trained(plain, without_decoder, head, 3)
-        coarse = network_scores("bilinear", plain, head, weights)
-    labels = pipeline.class_labels(config.data, classes)
-    source = pipeline.source(config.data, config.eval.split, classes)
-    return Subject(
-        source,
-        source[scene],
-        labels.names,
-        palette_of(labels),
-        config,
-        module,
-        variables,
-        workdir is not None,
-        fine,
-        coarse,
-    )
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all of them")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--config", default="configs/v3plus.py")
-    parser.add_argument("--scene", type=int, default=3, help="its number in the evaluation split")
-    parser.add_argument("--workdir", type=Path)
-    parser.add_argument("--without_decoder", type=Path)
-    flags = parser.parse_args()
-    unknown = set(flags.names) - FIGURES.keys()
-    if unknown:
-        parser.error(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}")
-    subject = subject_of(flags.config, flags.scene, flags.workdir, flags.without_decoder)
-    flags.output.mkdir(parents=True, exist_ok=True)
-    for name in flags.names or FIGURES:
-        path = flags.output / f"{name}.png"
-        FIGURES[name](subject).savefig(path, dpi=110)
-        print(path)
-
-
-if __name__ == "__main__":
-    main()
