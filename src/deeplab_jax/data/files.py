@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 # Pillow widens grey of 2 and 4 bits to a byte; ids must come back as they were stored.
 NARROW_GREY = {"L;2": 85, "L;4": 17}
 COLORED = ("RGB", "RGBA")
+# Pillow warns at 89 megapixels and refuses at twice as many: photographs of 100 are no attack.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
