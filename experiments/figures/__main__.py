@@ -19,13 +19,20 @@ with and without decoder can do at best, and fields of view are those of an untr
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-from experiments.figures.drawing import FIGURES
+try:
+    from experiments.figures.drawing import FIGURES
+except ModuleNotFoundError as error:
+    if error.name != "matplotlib":
+        raise
+    sys.exit("error: figures need matplotlib: pip install -e '.[experiments]'")
+from deeplab_jax.errors import UserError
 from experiments.figures.subject import subject_of
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -35,11 +42,14 @@ def main():
     parser.add_argument("--scene", type=int, default=3, help="its number in the evaluation split")
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--without_decoder", type=Path)
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     unknown = set(flags.names) - FIGURES.keys()
     if unknown:
         parser.error(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}")
-    subject = subject_of(flags.config, flags.scene, flags.workdir, flags.without_decoder)
+    try:
+        subject = subject_of(flags.config, flags.scene, flags.workdir, flags.without_decoder)
+    except UserError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
     flags.output.mkdir(parents=True, exist_ok=True)
     for name in flags.names or FIGURES:
         path = flags.output / f"{name}.png"

@@ -12,9 +12,10 @@ from deeplab_jax import metrics, models, ops
 from deeplab_jax.evaluate import Tally
 from deeplab_jax.field_of_view import fields_of_view as see
 from deeplab_jax.predict import normalize, refine
+from deeplab_jax.train import init_variables
 from experiments.figures.subject import OKABE_ITO, Subject
 
-ORANGE, SKY, GREEN, _, BLUE, VERMILION, PURPLE, _ = OKABE_ITO
+ORANGE, SKY, GREEN, _, BLUE, VERMILION, *_ = OKABE_ITO
 PALE = "#BBBBBB"
 TRIMAP_SCENES, FIELD_SCENES = 40, 4
 BLUR = 15  # px
@@ -105,7 +106,9 @@ def atrous_2d(subject: Subject) -> Figure:
 def fields_of_view(subject: Subject) -> Figure:
     """What each branch of the ASPP sees of the features, and with the backbone of the image."""
     config = subject.config
-    scenes = np.stack([subject.source[i]["image"] for i in range(FIELD_SCENES)])
+    scenes = [subject.source[i]["image"] for i in range(FIELD_SCENES)]
+    height, width = np.min([scene.shape[:2] for scene in scenes], axis=0)
+    scenes = np.stack([scene[:height, :width] for scene in scenes])
     # Twice as large, by their mirror images: rates that fit a scene's features just so would not
     # show.
     beside = [(0, 0), *((n // 2, n // 2) for n in scenes.shape[1:3]), (0, 0)]
@@ -120,7 +123,9 @@ def fields_of_view(subject: Subject) -> Figure:
     hues = dict(zip(branches, (VERMILION, ORANGE, SKY, GREEN, BLUE)))
     branches |= {"image pooling": "aspp/image_pooling"}
 
-    fields = partial(see, subject.module, subject.variables, images)
+    trained = subject.variables is not None
+    variables = subject.variables if trained else init_variables(subject.module, config.seed)
+    fields = partial(see, subject.module, variables, images)
     of_features = fields(list(branches.values()), "aspp")
     of_image = fields(["", *branches.values()])
     gradients = {"cmap": "magma", "vmin": 0, "vmax": 1}
@@ -138,8 +143,8 @@ def fields_of_view(subject: Subject) -> Figure:
                 spine.set(color=hues[title], linewidth=2.5, visible=True)
     axes[0, 1].set_ylabel(f"of {seen.shape[0]}x{seen.shape[1]} features", fontsize=9)
     axes[1, 0].set_ylabel("of the image", fontsize=9)
-    trained = "a trained" if subject.trained else "an untrained"
-    figure.supxlabel(f"gradients of {trained} network, blurred by {BLUR} px", fontsize=9)
+    network = "a trained network" if trained else "an untrained network"
+    figure.supxlabel(f"gradients of {network}, blurred by {BLUR} px", fontsize=9)
     return figure
 
 

@@ -9,7 +9,6 @@ from matplotlib import colors
 
 from deeplab_jax import config as configuration
 from deeplab_jax import networks, ops
-from deeplab_jax import train as training
 from deeplab_jax.data import pipeline
 from deeplab_jax.predict import probabilities
 
@@ -37,8 +36,8 @@ class Subject(NamedTuple):
       scene: {"image" [H, W, 3] uint8, "label" [H, W], ...} of it.
       names, palette: of the classes; [256, 3] uint8.
       config: the network's.
-      module, variables: the network, trained or not.
-      trained: whether it is.
+      module: the network.
+      variables: trained ones, or None.
       fine, coarse: scores with and without a decoder.
     """
 
@@ -49,7 +48,6 @@ class Subject(NamedTuple):
     config: Any
     module: Any
     variables: Any
-    trained: bool
     fine: Scorer
     coarse: Scorer
 
@@ -99,12 +97,10 @@ def subject_of(
     configuration.check(config)
     classes = config.model.num_classes
     _, module = networks.build(config)
-    fine, coarse = true_scores(4, classes), true_scores(16, classes)
+    fine, coarse, variables = true_scores(4, classes), true_scores(16, classes), None
     if workdir:
         variables, _ = networks.trained(config, workdir, module, 3)
         fine = network_scores("decoder", config, module, variables)
-    else:
-        variables = training.init_variables(module, config.seed)
     if without_decoder:
         plain = configuration.load(spec, {"model.name": "v3"})
         _, head = networks.build(plain)
@@ -120,7 +116,6 @@ def subject_of(
         config,
         module,
         variables,
-        workdir is not None,
         fine,
         coarse,
     )
