@@ -179,9 +179,9 @@ def mobilenet_v2(output_stride, norm, tap):
     return Backbone(layers, tap)
 
 
-def xception_65(output_stride, norm, tap):
+def xception(middle_units, output_stride, norm, tap):
     units = [(f"entry_block{i}", (c,) * 3, 2) for i, c in enumerate((128, 256, 728), start=1)]
-    units += [(f"middle_unit{i}", (728,) * 3, 1) for i in range(1, 17)]
+    units += [(f"middle_unit{i}", (728,) * 3, 1) for i in range(1, middle_units + 1)]
     units += [("exit_block1", (728, 1024, 1024), 2), ("exit_block2", (1536, 1536, 2048), 1)]
     plan = strides_and_rates([2, *(stride for *_, stride in units)], output_stride)[1:]
     layers, inputs = {"conv1_1": ConvBN(3, 32, norm, 3, 2), "conv1_2": ConvBN(32, 64, norm, 3)}, 64
@@ -196,7 +196,7 @@ def xception_65(output_stride, norm, tap):
 BACKBONES = {
     "resnet_50": (partial(resnet, (3, 4, 6, 3)), (0.95, 1e-5), 2048, "block1_unit3", 256),
     "resnet_101": (partial(resnet, (3, 4, 23, 3)), (0.95, 1e-5), 2048, "block1_unit3", 256),
-    "xception_65": (xception_65, (0.9997, 1e-3), 2048, "entry_block2", 256),
+    "xception_65": (partial(xception, 16), (0.9997, 1e-3), 2048, "entry_block2", 256),
     "mobilenet_v2": (mobilenet_v2, (0.997, 1e-3), 320, "block2", 144),
 }
 

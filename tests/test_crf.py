@@ -31,13 +31,13 @@ def fixture(name):
     return found["image"], probs, dict(zip(NAMES, found["params"].tolist())), found
 
 
+def compiled(function):
+    """In fast machine code: the tests' own setting is for small programs."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 3})
+
+
 def run(image, probs, **options):
-    """`mean_field` in fast machine code: the tests' own setting is for small programs."""
-    program = jax.jit(
-        lambda i, p: crf.mean_field(i, p, **options),
-        compiler_options={"xla_backend_optimization_level": 3},
-    )
-    return program(image, probs)
+    return compiled(lambda i, p: crf.mean_field(i, p, **options))(image, probs)
 
 
 def wrong(labels, truth):
@@ -147,7 +147,7 @@ def test_widths_of_pydensecrf_are_x_y():
     net.setUnaryEnergy(-np.log(probs).reshape(-1, 4).T)
     net.addPairwiseGaussian(sxy=(5, 2), compat=3)
     net.addPairwiseBilateral(sxy=(40, 10), srgb=(9, 10, 11), rgbim=image, compat=4)
-    ours = crf.mean_field(
+    ours = run(
         image,
         probs,
         w1=4,
@@ -224,10 +224,10 @@ def test_padding_and_batches_change_nothing(method):
         height, width = image.shape[:2]
         images[i, :height, :width], probs[i, :height, :width] = image, p
         mask[i, :height, :width] = True
-    batched = jax.vmap(lambda i, p, m: crf.mean_field(i, p, mask=m, method=method))
+    batched = compiled(jax.vmap(lambda i, p, m: crf.mean_field(i, p, mask=m, method=method)))
     together = batched(images, probs, mask)
     for got, (image, p) in zip(together, (small, large)):
-        alone = crf.mean_field(image, p, method=method)
+        alone = run(image, p, method=method)
         far = np.abs(got[: image.shape[0], : image.shape[1]] - alone)
         # Rounding decides which of two modes as near a pixel joins; and the frame's size how many
         # pixels of "fast" may listen.
@@ -236,8 +236,7 @@ def test_padding_and_batches_change_nothing(method):
 
 def test_blocks_within_a_memory_budget_give_the_same(method):
     image, probs = scene()
-    whole = crf.mean_field(image, probs, method=method)
-    in_blocks = crf.mean_field(image, probs, method=method, memory=1e5)
+    whole, in_blocks = (run(image, probs, method=method, memory=m) for m in (4e9, 1e5))
     np.testing.assert_allclose(in_blocks, whole, atol=1e-5)
 
 
@@ -266,8 +265,8 @@ def test_gradients_are_those_of_finite_differences(method):
 def test_potts_is_the_identity():
     image, probs = scene()
     np.testing.assert_allclose(
-        crf.mean_field(image, probs, compatibility=jnp.eye(4)),
-        crf.mean_field(image, probs),
+        run(image, probs, compatibility=jnp.eye(4)),
+        run(image, probs),
         atol=1e-6,
     )
 
