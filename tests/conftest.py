@@ -28,7 +28,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.data import folder, labels
-from deeplab_jax.models import resnet, vgg, xception
+from deeplab_jax.models import mobilenet_v2, resnet, vgg, xception
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -81,6 +81,13 @@ def fewest_layers(monkeypatch):
         few = [u for u in units if u.name[:6] != "middle" or u.name == "middle_unit1"]
         monkeypatch.setitem(xception.UNITS, name, few)
     monkeypatch.setattr(vgg, "BLOCKS", tuple((1, channels) for _, channels in vgg.BLOCKS))
+    stages = [(t, c, min(n, 2) if c == 24 else 1, s) for t, c, n, s in mobilenet_v2.STAGES]
+    blocks = [
+        mobilenet_v2.Block(t, c, s if i == 0 else 1) for t, c, n, s in stages for i in range(n)
+    ]
+    monkeypatch.setattr(mobilenet_v2, "STAGES", stages)
+    monkeypatch.setattr(mobilenet_v2, "BLOCKS", blocks)
+    monkeypatch.setattr(mobilenet_v2, "DECODER_BLOCKS", {2: 4, 3: 8, 5: 16})
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from test_models import randomised, shapes
 
 from deeplab_jax import models, ops
-from deeplab_jax.models import resnet
+from deeplab_jax.models import mobilenet_v2, resnet
 
 torch = pytest.importorskip("torch")
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -80,6 +80,7 @@ def shallow(fewest_layers, monkeypatch):
         "resnet_50": partial(torch_peers.resnet, resnet.UNITS["resnet_50"]),
         "resnet_101": partial(torch_peers.resnet, resnet.UNITS["resnet_101"]),
         "xception_65": partial(torch_peers.xception, 1),
+        "mobilenet_v2": partial(torch_peers.mobilenet_v2, mobilenet_v2.STAGES),
     }
     for name, make in few.items():
         _, *settings = torch_peers.BACKBONES[name]
