@@ -4,6 +4,11 @@ import json
 import sys
 from pathlib import Path
 
+from deeplab_jax import huge_pages
+
+if __name__ == "__main__":  # before what takes seconds to load
+    huge_pages.restart_with_them()
+
 import jax
 
 from deeplab_jax import (
@@ -17,7 +22,6 @@ from deeplab_jax import (
     counting,
     evaluate,
     export,
-    huge_pages,
     networks,
     predict_files,
     runtime,
@@ -345,7 +349,7 @@ def _write_metrics(workdir: Path, step: int, split: str, results) -> None:
 
 
 def cli() -> int:
-    """Entry point of `python -m deeplab_jax.main` and of the `deeplab` script."""
+    """Entry point of the `deeplab` script."""
     huge_pages.restart_with_them()
     return main()
 
@@ -386,4 +390,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(main())
