@@ -140,29 +140,26 @@ def save_variables(case: str, path: str) -> None:
 
 
 def our_prediction(case: str, variables: str, inputs: str, output: str, size: int):
-    """Image files → label PNGs, as the command line's predict mode writes them."""
+    """Image files → label PNGs in OUTPUT/labels, as the command line's predict mode writes them."""
     from pathlib import Path
 
     import jax
     import numpy as np
     from flax.traverse_util import unflatten_dict
 
-    from deeplab_jax import models, pictures, predict, runtime
-    from deeplab_jax.data import files, labels
+    from deeplab_jax import models, predict_files
+    from deeplab_jax.data import pipeline
     from deeplab_jax.data.inputs import find_images
     from deeplab_jax.models.folding import fold_batch_norm
 
-    module, palette = models.build(**keywords(case)), labels.voc_palette()
+    module, labels = models.build(**keywords(case)), pipeline.usual_labels(CLASSES)
     variables = jax.device_put(unflatten_dict(dict(np.load(variables)), sep="/"))
     variables = fold_batch_norm(module, variables)
-    paths, output = list(find_images(inputs)), Path(output)
+    targets = predict_files.targets(find_images(inputs), Path(output), ("labels",))
+    options = dict.fromkeys(("resize", "tile_size", "crf", "raw_ids")) | {"crop_size": (size, size)}
 
     def call():
-        for path in paths:
-            image = files.read_image(path)
-            pred = predict.predict(module, variables, image, crop_size=(size, size))
-            picture = pictures.png(pictures.indexed(pred, palette))
-            runtime.write_whole(output / f"{path.stem}.png", picture)
+        predict_files.predict_files(module, variables, targets, Path(output), labels, options)
 
     return call, {}
 

@@ -1,9 +1,12 @@
-"""JPEG files on disk to label PNGs on disk, one image at a time, ours against torch's modes.
+"""JPEG files on disk to label PNGs on disk, ours against torch's modes.
 
 python benchmarks/predict_end_to_end.py [--cases "v3 mobilenet_v2 16" ...] [--images 8]
+    [--photographs "VOC_SUBSET/JPEGImages/*.jpg"]
 """
 
 import argparse
+import glob
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -26,9 +29,14 @@ COLUMNS = (
 )
 
 
-def write_images(folder: Path, count: int, size: int) -> None:
-    """Scenes of VOC's sizes, 500x375 and 375x500 in turn where size is 513."""
+def write_images(folder: Path, count: int, size: int, photographs: str) -> None:
+    """Some photographs, or scenes of VOC's sizes: 500x375 and 375x500 in turn where size is 513."""
     folder.mkdir()
+    if photographs:
+        found = sorted(glob.glob(photographs))
+        for i in np.linspace(0, len(found) - 1, count).astype(int):
+            shutil.copy(found[i], folder)
+        return
     long, short = size * 500 // 513, size * 375 // 513
     source = Synthetic("val")
     for i in range(count):
@@ -45,10 +53,10 @@ def alike(one: Path, other: Path) -> float:
     return float(np.mean(np.concatenate([(a == b).ravel() for a, b in pairs])))
 
 
-def row(case: str, images: int, size: int, rounds: int) -> tuple[list, dict]:
+def row(case: str, images: int, size: int, rounds: int, photographs: str) -> tuple[list, dict]:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        write_images(folder / "images", images, size)
+        write_images(folder / "images", images, size, photographs)
         contest.apart(contenders.save_variables, case, str(folder / "variables.npz"))
         options = {"case": case, "size": size, "inputs": str(folder / "images")}
         options["variables"] = str(folder / "variables.npz")
@@ -77,6 +85,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=513, help="side that images are padded to")
+    parser.add_argument("--photographs", default="", help="a glob of JPEG files; else scenes")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--name", default="predict_end_to_end", help="of the files in results/")
     args = parser.parse_args()
@@ -84,7 +93,7 @@ def main() -> None:
     rows, raw = [], []
     for case in args.cases:
         print(case, flush=True)
-        cells, results = row(case, args.images, args.size, args.rounds)
+        cells, results = row(case, args.images, args.size, args.rounds, args.photographs)
         rows.append(cells)
         raw.append({"case": case, "images": args.images} | results)
     title = f"JPEG files to label PNGs, padded to {args.size}x{args.size}, float32"
