@@ -166,10 +166,8 @@ def resnet(counts, output_stride, norm, tap):
     return Backbone(layers, tap)
 
 
-def mobilenet_v2(output_stride, norm, tap):
-    table = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)]
-    table += [(6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
-    units = [(t, c, s if i == 0 else 1) for t, c, n, s in table for i in range(n)]
+def mobilenet_v2(stages, output_stride, norm, tap):
+    units = [(t, c, s if i == 0 else 1) for t, c, n, s in stages for i in range(n)]
     plan = strides_and_rates([2, *(stride for *_, stride in units)], output_stride)[1:]
     layers, inputs = {"stem": ConvBN(3, 32, norm, 3, 2, act=nn.ReLU6)}, 32
     for i, ((expansion, features, _), at) in enumerate(zip(units, plan)):
@@ -179,9 +177,9 @@ def mobilenet_v2(output_stride, norm, tap):
     return Backbone(layers, tap)
 
 
-def xception_65(output_stride, norm, tap):
+def xception(middle_units, output_stride, norm, tap):
     units = [(f"entry_block{i}", (c,) * 3, 2) for i, c in enumerate((128, 256, 728), start=1)]
-    units += [(f"middle_unit{i}", (728,) * 3, 1) for i in range(1, 17)]
+    units += [(f"middle_unit{i}", (728,) * 3, 1) for i in range(1, middle_units + 1)]
     units += [("exit_block1", (728, 1024, 1024), 2), ("exit_block2", (1536, 1536, 2048), 1)]
     plan = strides_and_rates([2, *(stride for *_, stride in units)], output_stride)[1:]
     layers, inputs = {"conv1_1": ConvBN(3, 32, norm, 3, 2), "conv1_2": ConvBN(32, 64, norm, 3)}, 64
@@ -192,12 +190,15 @@ def xception_65(output_stride, norm, tap):
     return Backbone(layers, tap)
 
 
+# (expansion, channels, repeats, stride)
+MOBILENET_V2 = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)]
+MOBILENET_V2 += [(6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
 # makes the backbone; (decay, epsilon) of its norms; channels; the unit to tap and its channels
 BACKBONES = {
     "resnet_50": (partial(resnet, (3, 4, 6, 3)), (0.95, 1e-5), 2048, "block1_unit3", 256),
     "resnet_101": (partial(resnet, (3, 4, 23, 3)), (0.95, 1e-5), 2048, "block1_unit3", 256),
-    "xception_65": (xception_65, (0.9997, 1e-3), 2048, "entry_block2", 256),
-    "mobilenet_v2": (mobilenet_v2, (0.997, 1e-3), 320, "block2", 144),
+    "xception_65": (partial(xception, 16), (0.9997, 1e-3), 2048, "entry_block2", 256),
+    "mobilenet_v2": (partial(mobilenet_v2, MOBILENET_V2), (0.997, 1e-3), 320, "block2", 144),
 }
 
 # --- heads -----------------------------------------------------------------------------------
