@@ -9,16 +9,18 @@ import tracemalloc
 from pathlib import Path
 
 # Before jax starts: a mesh of two CPU devices, so that every test of training is sharded, and
-# machine code that is compiled quickly: most tests run a program once or twice. The processes that
-# tests start have neither.
+# machine code that is compiled quickly: most tests run a program once or twice.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile the same few programs again and again, some in processes of their own.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="deeplab_jax-tests-")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+# Tests compile the same few programs again and again, some in processes of their own: all of them,
+# pytest's workers too, share a cache, which goes with the process that made it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="deeplab_jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import numpy as np
@@ -26,14 +28,20 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.data import folder, labels
+from deeplab_jax.models import mobilenet_v2, resnet, vgg, xception
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = ROOT.parent / "shared"
 
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-sys.path.append(str(CONFIGS))
+# Of the programs that tests start: they have one device.
+CHILD_ENVIRONMENT = os.environ | {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+}
+
+sys.path += [str(CONFIGS), str(ROOT)]
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
@@ -62,6 +70,24 @@ def pairs(root, split="all", classes=3, ignore_label=255, label_map=None):
 @pytest.fixture
 def data_folder(tmp_path):
     return write_folder(tmp_path / "data")
+
+
+@pytest.fixture
+def fewest_layers(monkeypatch):
+    """Of what a backbone repeats, as little as its taps and rates need: quick to compile."""
+    for name in resnet.UNITS:
+        monkeypatch.setitem(resnet.UNITS, name, (3, 2, 2, 3))
+    for name, units in xception.UNITS.items():
+        few = [u for u in units if u.name[:6] != "middle" or u.name == "middle_unit1"]
+        monkeypatch.setitem(xception.UNITS, name, few)
+    monkeypatch.setattr(vgg, "BLOCKS", tuple((1, channels) for _, channels in vgg.BLOCKS))
+    stages = [(t, c, min(n, 2) if c == 24 else 1, s) for t, c, n, s in mobilenet_v2.STAGES]
+    blocks = [
+        mobilenet_v2.Block(t, c, s if i == 0 else 1) for t, c, n, s in stages for i in range(n)
+    ]
+    monkeypatch.setattr(mobilenet_v2, "STAGES", stages)
+    monkeypatch.setattr(mobilenet_v2, "BLOCKS", blocks)
+    monkeypatch.setattr(mobilenet_v2, "DECODER_BLOCKS", {2: 4, 3: 8, 5: 16})
 
 
 @pytest.fixture

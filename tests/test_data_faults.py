@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, SHARED, pairs, write_folder
+from conftest import CHILD_ENVIRONMENT, CONFIGS, SHARED, pairs, write_folder
 from PIL import Image
 from test_data import DATA, stream
 from test_train import SMALL, small
@@ -111,7 +111,7 @@ def test_c01_in_a_process_exits_with_3_and_no_trace(data_folder, tmp_path):
         ],
         capture_output=True,
         text=True,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=CHILD_ENVIRONMENT,
     )
     assert done.returncode == 3, done.stderr
     assert "scene 1.jpg: damaged or truncated image" in done.stderr

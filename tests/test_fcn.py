@@ -357,6 +357,7 @@ def test_weights_of_rgb_start_nets_of_more_channels(thin):  # noqa: F811
 
 def test_two_heads_on_depth_train_and_are_evaluated(tmp_path):
     changes = {
+        "model.backbone": "experiments.own_backbone:ConvNet",
         "model.heads": {"geometry": 3},
         "data.synthetic.depth": True,
         "data.synthetic.geometry": True,
@@ -364,8 +365,9 @@ def test_two_heads_on_depth_train_and_are_evaluated(tmp_path):
         "train.batch_size": 2,
         "train.eval_every": 0,
         "eval.panels": 1,
+        "eval.batch_size": 2,
         "eval.crop_size": (97, 97),
-        "data.crop_size": (97, 97),
+        "data.crop_size": (65, 65),
     }
     config = configuration.load(f"{ROOT}/configs/fcn.py", changes)
     config.eval.split = "val"

@@ -2,14 +2,13 @@
 
 import gzip
 import json
-import os
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import CONFIGS
+from conftest import CHILD_ENVIRONMENT, CONFIGS
 from PIL import Image
 from test_train import SMALL, small
 
@@ -23,13 +22,12 @@ V3PLUS = f"--config={CONFIGS}/v3plus.py"
 
 
 def run(*arguments, cwd=None):
-    environment = os.environ | {"XLA_FLAGS": "", "COLUMNS": "100"}
     return subprocess.run(
         [sys.executable, "-m", "deeplab_jax.main", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env=environment,
+        env=CHILD_ENVIRONMENT | {"COLUMNS": "100"},
     )
 
 
@@ -86,7 +84,8 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
         Image.fromarray(np.where(ids == 255, ids, ids * 10)).save(path)
     classes = [{"name": f"ten_{i}", "ids": [10 * i]} for i in range(3)]
     (data_folder / "classes.json").write_text(json.dumps({"classes": classes}))
-    trained = main.run(small(data_folder, train__steps=6, train__eval_every=3), "train", workdir)
+    short = {"train__steps": 6, "model__batch_norm_decay": 0.99}
+    trained = main.run(small(data_folder, **short, train__eval_every=3), "train", workdir)
     assert "after 6 steps the running statistics of batch norm still hold 94 %" in (
         capsys.readouterr().out
     )
@@ -100,7 +99,7 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
     assert {"split", "mean_iou", "pixel_accuracy", "iou"} <= lines[-1].keys()
     assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 6
 
-    evaluated = main.run(small(data_folder, train__steps=6), "eval", workdir)
+    evaluated = main.run(small(data_folder, **short), "eval", workdir)
     np.testing.assert_equal(evaluated, trained)
     renamed = json.dumps({"classes": classes}).replace("ten_1", "eleven")
     (data_folder / "classes.json").write_text(renamed)

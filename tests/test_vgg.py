@@ -257,7 +257,6 @@ def test_a_network_without_batch_norm_trains_and_resumes(thin, data_folder, tmp_
     changes = {
         "model__name": "v1",
         "model__backbone": "vgg16",
-        "model__width_multiplier": 1.0,
         "model__atrous_rates": "auto",
         "model__fc_channels": 8,
         "train__checkpoint_every": 1,
