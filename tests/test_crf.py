@@ -1,5 +1,7 @@
 """The CRF against the exact mean field, pydensecrf's own answers, and what may go wrong."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import jax.test_util
@@ -97,16 +99,24 @@ def test_its_shortcuts_are_within_its_bound(monkeypatch):
     test_fast_is_within_its_bound("public_coffee_120x160_c5")
 
 
+@functools.cache
+def eight_cells():
+    """(image, probabilities, options, the exact answer)"""
+    image, probs = scene(30, 544)
+    options = {"sigma_alpha": 38.0, "sigma_beta": 13.0, "w1": 3.0}
+    return image, probs, options, run(image, probs, **options, method="exact")
+
+
+@pytest.mark.parametrize("method", ["modes", "fast"], indirect=True)
 @pytest.mark.parametrize("memory", [4e9, 1e5])
 def test_fast_hears_only_what_is_within_reach(method, memory):
     """Of an image of eight cells, each window hears four."""
-    image, probs = scene(30, 544)
-    options = {"sigma_alpha": 38.0, "sigma_beta": 13.0, "w1": 3.0}
-    exact = run(image, probs, **options, method="exact")
+    image, probs, options, exact = eight_cells()
     q = run(image, probs, **options, method=method, memory=memory)
     assert 0.5 * float(jnp.abs(exact - q).sum(-1).mean()) < 0.015
 
 
+@pytest.mark.parametrize("method", ["modes", "fast"], indirect=True)
 @pytest.mark.parametrize("sigma_gamma", [1.0, 3.0])
 def test_fast_goes_on_where_most_pixels_stay_in_doubt(method, sigma_gamma):
     rng = np.random.default_rng(0)
