@@ -75,7 +75,7 @@ def row(case: str, images: int, size: int, rounds: int, photographs: str) -> tup
         if best is None:
             return [case, 1e3 * images / ours, *[None] * (len(COLUMNS) - 2)], results
         mode = best.removeprefix("torch ")
-        same = f"{100 * alike(folder / 'ours', folder / mode):.2f} %"
+        same = f"{100 * alike(folder / 'ours/labels', folder / mode):.2f} %"
         rates = [1e3 * images / time for time in (ours, ms[best])]
         return [case, *rates, mode, ours / ms[best], same], results
 
