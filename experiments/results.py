@@ -51,6 +51,11 @@ def summary(
     )
 
 
+def _number_or_nan(value: float | None) -> float:
+    """JSON has no NaN: what cannot be measured is None there."""
+    return math.nan if value is None else value
+
+
 def _row(row: Row, job: Job | None, left_out, seeds, out) -> dict[str, Any]:
     given = {
         "table": row.table,
@@ -61,14 +66,14 @@ def _row(row: Row, job: Job | None, left_out, seeds, out) -> dict[str, Any]:
     there = [seed for seed in seeds if job and done(job, out, seed)]
     results = [_read(job.folder(out, seed) / "results.json") for seed in there]
     runs = [_read(job.folder(out, seed) / "run.json") for seed in there]
-    figures = [figure(found) for found in results]
+    figures = [_number_or_nan(figure(found)) for found in results]
     trimaps = [found.get("trimap_mean_iou", {}) for found in results]
     return given | {
         "ours": float(np.mean(figures)) if figures else None,
         "spread": spread(figures),
         "seeds": dict(zip(there, figures)),
         "trimap_mean_iou": {
-            width: float(np.mean([trimap[width] or math.nan for trimap in trimaps]))
+            width: float(np.mean([_number_or_nan(trimap[width]) for trimap in trimaps]))
             for width in (trimaps[0] if trimaps else ())
         },
         "steps": job and job.config["train.steps"],
@@ -214,7 +219,7 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
         [_number(row["published"]) for row in rows],
     )
     curves = {
-        row["label"]: [(float(w), 100 * v) for w, v in row["trimap_mean_iou"].items() if v]
+        row["label"]: [(float(w), 100 * v) for w, v in row["trimap_mean_iou"].items() if v == v]
         for row in rows
     }
     pictures = [bars]

@@ -104,11 +104,17 @@ def run(args: argparse.Namespace) -> int:
     name, rows, contrasts = _rows(args)
     path = args.out / name
     if args.table and hasattr(table := plan.table(args.table), "measured"):
+        if args.list or args.rows or args.scale:
+            raise ConfigError(
+                f"{args.table} has no trainings: --list, --rows and --scale say nothing"
+            )
         results.write(path, results.measured(rows, table.measured(overrides(args.set))))
         say(path.with_name(path.name + ".md").read_text())
         return 0
     jobs, left_out = plan.jobs(rows, args.scale, overrides(args.set))
     chosen = plan.chosen(jobs, args.rows)
+    if args.rows and not chosen:
+        raise ConfigError(f"--rows={args.rows}: no row has this in it; --list shows them")
     if args.list:
         say(listing(chosen, left_out, seeds, args.out))
         return 0

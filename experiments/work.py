@@ -49,13 +49,18 @@ def check_same(job: Job, out: Path, seed: int) -> None:
     theirs = configuration.flat(json.loads(path.read_text()))
     ours = finite(job.training)
     for key in sorted(ours.keys() & theirs.keys()):
-        if (
-            ours[key] != theirs[key] and key != "loss.class_weights"
-        ):  # by name here, in numbers there
+        # Weights of the classes are a name here and numbers there.
+        if ours[key] != theirs[key] and key != "loss.class_weights":
             raise ConfigError(
                 f"{path.parent} was trained with {key}={theirs[key]}, now the default is "
                 f"{ours[key]}; remove it, or use another --out"
             )
+    roots = theirs.get("data.root", ""), job.config["data.root"]
+    if Path(roots[0]).resolve() != Path(roots[1]).resolve():
+        raise ConfigError(
+            f"{path.parent} was trained on data.root={roots[0]}, not on {roots[1]}; use another "
+            "--out for other data"
+        )
 
 
 class Worker:
@@ -98,6 +103,9 @@ class Worker:
     def _arm(self, rows: list[Job], seed: int, start: Future | None) -> list[Failed]:
         if start:
             start.result()
+            if not trained(rows[0].start, self.out, seed):  # its last checkpoint is no start
+                first, label = rows[0].start.row.label, rows[0].row.label
+                return [Failed(f"{label}, seed {seed}: it starts from {first}, which has failed")]
         errors = []
         for job in rows:
             if self.stop.is_set() or done(job, self.out, seed):
@@ -171,11 +179,14 @@ def visible_gpus() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return [str(i) for i, _ in enumerate(listed.stdout.splitlines())]
+    cards = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(i) for i, _ in enumerate(cards)]
 
 
 def commit() -> str:
-    """Of the working tree, with a + where files differ from it; "" outside a repository."""
+    """Of the working tree, with a + where files differ from it; "" where git knows of none."""
+    if not shutil.which("git"):
+        return ""
     asked = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
@@ -184,7 +195,7 @@ def hardware() -> str:
     """The processor, or the GPUs."""
     if shutil.which("nvidia-smi"):
         asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        listed = subprocess.run(asked, capture_output=True, text=True).stdout.split("\n")
-        if names := ", ".join(filter(None, listed)):
+        listed = subprocess.run(asked, capture_output=True, text=True)
+        if listed.returncode == 0 and (names := ", ".join(listed.stdout.split("\n")[:-1])):
             return names
-    return f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}"
+    return f"{os.cpu_count()} cores, {platform.machine()}"

@@ -40,6 +40,14 @@ def street_images(folder, ids):
     return label
 
 
+def test_an_empty_archive_is_not_written(tmp_path):
+    (tmp_path / "labels").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "labels" / "2008_000006.jpg")
+    with pytest.raises(DataError, match="no label images"):
+        main.run(settings(), "archive", None, str(tmp_path / "labels"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_vocs(tmp_path):
     label = voc_images(tmp_path / "labels")
     packed = main.run(settings(), "archive", None, str(tmp_path / "labels"), tmp_path / "out")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import Future
 
 import miniatures
 import numpy as np
@@ -15,6 +16,7 @@ from deeplab_jax.data.labels import labels
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluate import Evaluation, Tally
 from experiments import plan, plots, results, sweep, work
+from experiments import run as run_module
 from experiments.rows import COCO, Row, rows
 from experiments.statistics import BANDS, WHOLE, Contrast, Measure, compare
 
@@ -115,6 +117,15 @@ def test_a_row_starts_from_the_arm_of_another(tmp_path):
     assert list(left_out.values()) == ["needs test server"]
 
 
+def test_nothing_starts_from_a_training_that_failed(tmp_path):
+    (_, finer, _), _ = plan.jobs(plan.table("fcn_table2").ROWS, "", {})
+    failed = Future()
+    failed.set_result([work.Failed("no memory")])
+    (error,) = work.Worker(tmp_path)._arm([finer], 0, failed)
+    assert "it starts from FCN-32s, which has failed" in str(error)
+    assert not finer.workdir(tmp_path, 0).exists()
+
+
 def test_a_run_on_coco_may_be_given():
     row = rows("a table", ("COCO", 80, V3, {}, COCO), dataset="synthetic")
     assert plan.jobs(row, "", {})[1] == {"COCO": f"needs {COCO}"}
@@ -127,9 +138,19 @@ def test_a_default_that_changed_since_is_told(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"optim": {"momentum": 0.9}, "model": {"gone": 1}}))
     work.check_same(trained, tmp_path, 0)
+    path.write_text(json.dumps({"data": {"root": "elsewhere"}}))
+    with pytest.raises(ConfigError, match=r"was trained on data\.root=elsewhere"):
+        work.check_same(trained, tmp_path, 0)
     path.write_text(json.dumps({"optim": {"momentum": 0.8}}))
     with pytest.raises(ConfigError, match=r"optim\.momentum=0\.8, now the default is 0\.9"):
         work.check_same(trained, tmp_path, 0)
+
+
+def test_rows_that_are_not_there_are_told(tmp_path, capsys):
+    assert run_module.main(["contrasts", "--rows=typo", f"--out={tmp_path}"]) == 2
+    assert "--rows=typo: no row has this in it" in capsys.readouterr().out
+    assert run_module.main(["fcn_appendix_a", "--list", f"--out={tmp_path}"]) == 2
+    assert not any(tmp_path.iterdir())
 
 
 def test_only_one_process_works_in_a_folder(tmp_path):

@@ -87,3 +87,22 @@ def test_an_unknown_layer(fields):
         fields(["", "aspp/atrous2"])
     with pytest.raises(ValueError, match="no layer 'decoder'"):
         fields(["aspp"], "decoder")
+
+
+class Endpoints(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return {"low_level_4": x, "features": nn.Dense(2)(x)}
+
+
+class OfEndpoints(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return Endpoints(name="backbone")(x)["features"]
+
+
+def test_a_layer_of_several_outputs():
+    images = np.ones((1, 5, 5, 3), np.float32)
+    variables = OfEndpoints().init(jax.random.key(0), images)
+    with pytest.raises(ValueError, match="'backbone' gives several outputs: low_level_4, features"):
+        fields_of_view(OfEndpoints(), variables, images, ["backbone"])

@@ -145,6 +145,10 @@ def pack_folder(config, predictions: str | None, folder: Path) -> Path:
         )
     found = inputs.find_images(predictions)
     paths = [path for path in found if path.suffix.lower() in files.MASK_SUFFIXES]
+    if not paths:
+        raise DataError(
+            f"{predictions}: no label images ({', '.join(files.MASK_SUFFIXES)}) to pack"
+        )
     check(name, paths)
     packed = pack(name, paths, folder, config.predict.raw_ids)
     runtime.say(f"{len(paths)} label images packed: {packed}")

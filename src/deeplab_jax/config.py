@@ -297,6 +297,9 @@ def _check_classifier(values: Mapping[str, Any], classifier: bool) -> None:
     without = {
         "eval.crf": False,
         "eval.eval_scales": (1.0,),
+        "eval.tile_size": None,
+        "eval.resize": None,
+        "eval.upper_bounds": (),
         "eval.class_subset": (),
         "data.bootstrap_classes": (),
         "model.channel_groups": None,

@@ -154,7 +154,7 @@ def evaluate(
     upper_bounds: Sequence[int] = (),
     panels: int = 0,
 ) -> Evaluation:
-    """Predicts every image of `source`, whole and at its own size, and scores it.
+    """Predicts every image of `source`, as `eval` says, and scores it.
 
     Args:
       module, variables: the network at the output stride to evaluate at.

@@ -38,7 +38,7 @@ def fields_of_view(
       seed: of the signs that the channels are summed with.
 
     Raises:
-      ValueError: for a layer that the network has not.
+      ValueError: for a layer that the network has not, or that gives several outputs.
     """
     # A backward pass a layer, one program for all: compiling takes longer than running.
     pullback = _forward(module, variables, images, tuple(layers), source, jax.random.key(seed))
@@ -92,5 +92,12 @@ def _run(module, variables, images, layers, source, shift) -> tuple[jax.Array, l
     for name, found in (*((layer, outputs) for layer in layers), (source, inputs)):
         if name not in found:
             raise ValueError(f"no layer {name!r}{did_you_mean(name, paths)}")
-    given = (outputs[layer] for layer in layers)
-    return inputs[source], [y["logits"] if isinstance(y, dict) else y for y in given]
+    given = []
+    for layer in layers:
+        found = outputs[layer]
+        if isinstance(found, dict):
+            if "logits" not in found:
+                raise ValueError(f"layer {layer!r} gives several outputs: {', '.join(found)}")
+            found = found["logits"]
+        given.append(found)
+    return inputs[source], given

@@ -289,7 +289,8 @@ def _operands(layer: nn.Module, x: jax.Array, kernel: jax.Array) -> tuple[jax.Ar
 
     Before a folded batch norm, which is inference, they are widened again: then bfloat16 rounds a
     layer's result once, with its bias, and not the convolution's, too, which costs labels (0.4 %
-    of a PASCAL photograph's, up to 3.7 %; experiments/README.md). Compilers know the pattern.
+    of a PASCAL photograph's, up to 3.7 %; experiments/README.md). What it costs on a GPU was not
+    measured.
     """
     x, kernel = x.astype(layer.dtype), kernel.astype(layer.dtype)
     norm = layer.get_variable("params", "norm")
