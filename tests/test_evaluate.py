@@ -70,12 +70,29 @@ def test_resizing_there_and_back_is_of_probabilities(setting):
     np.testing.assert_array_equal(own, predict.predict(module, variables, image, **options))
     small = predict._resized(image, 97)
     assert max(small.shape[:2]) == 97
-    padded = predict._padded(small, None, "zero_mean")[None]
+    padded = predict._batch([small], None, "zero_mean")
     probs = predict.probability_maps(module, variables, padded, **options)
     probs = probs[:, : small.shape[0], : small.shape[1]]
     expected = ops.resize_bilinear(probs, image.shape[:2], True)[0].argmax(-1)
     ours = predict.predict(module, variables, image, resize=97, **options)
     np.testing.assert_array_equal(ours, jax.device_get(expected))
+
+
+def test_the_whole_section_is_what_predict_takes(setting):
+    module, variables, (example, _) = setting
+    config = configuration.load(SCENES, {"predict.outputs": ("colours",), "predict.batch_size": 4})
+    options = configuration.predict_options(config)
+    np.testing.assert_array_equal(
+        predict.predict(module, variables, example["image"], **config.predict),
+        predict.predict(module, variables, example["image"], **options),
+    )
+
+
+def test_images_of_one_batch_are_seen_at_one_size(setting):
+    module, variables, (example, _) = setting
+    images = [example["image"], example["image"][:60]]
+    with pytest.raises(ValueError, match="seen at one size"):
+        predict.answers(module, variables, images, align_corners=True)
 
 
 @pytest.mark.parametrize("key", ["eval.resize", "predict.resize"])

@@ -26,7 +26,7 @@ def build(config) -> tuple[nn.Module, nn.Module]:
 
 def trained(config, workdir: Path, module: nn.Module, channels: int) -> tuple[Any, int]:
     """(variables, step): of the workdir's newest checkpoint, else of `init_from`."""
-    like = jax.eval_shape(lambda: training.init_variables(module, 0, channels))
+    like = training.variable_shapes(module, channels)
     if checkpoint.latest_step(workdir) is not None:
         _check_start(config, workdir)
         variables, step = checkpoint.load_variables(workdir, like)

@@ -11,9 +11,10 @@ import numpy as np
 
 from deeplab_jax import crf as fully_connected
 from deeplab_jax import ops, tiles
-from deeplab_jax.data.pipeline import padded_size
+from deeplab_jax.config import OF_FILES
+from deeplab_jax.data.pipeline import padded_batch, padded_size
 from deeplab_jax.data.transforms import normalization as mean_and_std
-from deeplab_jax.data.transforms import pad_to, resize_bilinear
+from deeplab_jax.data.transforms import resize_bilinear
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.folding import fold_batch_norm
 
@@ -205,7 +206,8 @@ def predict(
     """Segments one image of any size.
 
     Args:
-      module, variables, image, options: as of `answers`.
+      module, variables, image, options: as of `answers`. Keys of `config.predict` that are about
+        files (`config.OF_FILES`) are passed over, so that all of it can be given.
       raw_ids: [classes], give these ids (`Labels.first_raw_ids`) instead of the classes' own; None
         or False: do not.
 
@@ -215,6 +217,7 @@ def predict(
     Raises:
       ValueError, ConfigError: as `answers`.
     """
+    options = {key: value for key, value in options.items() if key not in OF_FILES}
     (answer,) = answers(module, variables, [image], **options)
     return answer.labels if raw_ids is None or raw_ids is False else raw_ids[answer.labels]
 
@@ -224,6 +227,7 @@ def answers(
     variables: Any,
     images: Sequence[np.ndarray],
     *,
+    batch_size: int = 1,
     with_probabilities: bool = False,
     crop_size: tuple[int, int] | None = None,
     normalization: str = "zero_mean",
@@ -241,6 +245,8 @@ def answers(
       module: from `models.build`.
       variables: {"params", "batch_stats"}, folded ones or not.
       images: each [H, W, C] uint8, RGB first.
+      batch_size: the network sees at least so many, the last again where there are fewer: one
+        program serves them all. Of no matter with tiles.
       with_probabilities: give them, too; with the CRF those after it.
       crop_size: (height, width) to pad to with the mean pixel; a longer side, and with None either,
         is padded to the next 64 k + 1.
@@ -279,19 +285,20 @@ def answers(
         sizes = [image.shape[:2] for image in images]
         return [_joined(*both, with_probabilities) for both in zip(tiled, sizes)]
     seen = images if resize is None else [_resized(image, resize) for image in images]
-    padded = np.stack([_padded(image, crop_size, normalization) for image in seen])
+    padded = _batch(seen, crop_size, normalization, batch_size)
     if not (with_probabilities or crf or resize is not None):
         found = np.asarray(label_maps(module, variables, padded, **options))
         return [Answer(_cut(labels, image)) for labels, image in zip(found, images)]
     found = []
-    for i, probs in enumerate(probability_maps(module, variables, padded, **options)):
-        size, whole = images[i].shape[:2], padded[i]
+    maps = probability_maps(module, variables, padded, **options)
+    for i, (image, probs) in enumerate(zip(images, maps)):
+        size, whole = image.shape[:2], padded[i]
         if resize is not None:
             probs = ops.resize_bilinear(_cut(probs, seen[i])[None], size, align_corners)[0]
-            whole = images[i]
+            whole = image
         if crf:
             probs = refine(whole, probs, size, crf, "probabilities")
-        probs = _cut(np.asarray(probs), images[i])
+        probs = _cut(np.asarray(probs), image)
         found.append(Answer(_argmax(probs), probs if with_probabilities else None))
     return found
 
@@ -345,7 +352,7 @@ def probabilities(
     `options` are those of `probability_maps`; errors are `predict`'s.
     """
     _check(image)
-    padded = _padded(image, crop_size, normalization)[None]
+    padded = _batch([image], crop_size, normalization)
     maps = probability_maps(module, variables, padded, normalization=normalization, **options)
     return _cut(np.asarray(maps[0]), image)  # on the host: a slice of JAX compiles for each size
 
@@ -355,9 +362,13 @@ def _check(image: np.ndarray) -> None:
         raise ValueError(f"image must be [H, W, C] uint8, not {image.dtype} {image.shape}")
 
 
-def _padded(image: np.ndarray, crop_size, normalization) -> np.ndarray:
-    pad_value = mean_and_std(normalization, image.shape[-1])[0]
-    return pad_to(image.astype(np.float32), padded_size(image.shape[:2], crop_size), pad_value)
+def _batch(images: Sequence[np.ndarray], crop_size, normalization, batch_size: int = 1):
+    """[B, H, W, C] float32 of images that are seen at one size, padded with the mean pixel."""
+    size, *others = {padded_size(image.shape[:2], crop_size) for image in images}
+    if others:
+        raise ValueError(f"images of one batch are seen at one size, not at {size} and {others}")
+    pad_value = mean_and_std(normalization, images[0].shape[-1])[0]
+    return padded_batch(images, size, pad_value, max(batch_size, len(images)))
 
 
 def _resized(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:

@@ -157,16 +157,14 @@ def _answered(
     for group in pipeline.grouped(read, size_of, batch_size, most=4 * batch_size):
         paths, images = zip(*group)
         tile_size = _tile_size(images[0].shape[:2], options)
-        copies = ()
-        if tile_size is None:
-            copies = images[-1:] * (batch_size - len(images))  # rather than compile for fewer
-        elif tile_size != options["tile_size"]:
+        if tile_size not in (None, options["tile_size"]):
             runtime.say(
                 f"{paths[0]}: {files.shown_size(images[0].shape)} px, seen in tiles of "
                 f"{tile_size[0]} px, to which its image pooling is confined; predict.tile_size "
                 "chooses others"
             )
-        yield from zip(paths, images, see(images + copies, **(options | {"tile_size": tile_size})))
+        given = options | {"tile_size": tile_size, "batch_size": batch_size}
+        yield from zip(paths, images, see(images, **given))
 
 
 def _tile_size(size: tuple[int, int], options: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -125,7 +125,7 @@ def _trained(workdir: Path, options) -> Segmenter:
         model = config.eval_model(stored)
     module = models.build(**model)
     channels = pipeline.channels(data) if trained_here else 3
-    like = jax.eval_shape(lambda: training.init_variables(module, 0, channels))
+    like = training.variable_shapes(module, channels)
     variables, _ = checkpoint.load_variables(workdir, like)
     labels = pipeline.usual_labels(model["num_classes"])
     if (workdir / FILE).is_file():
@@ -142,8 +142,7 @@ def _foreign(path: Path, options) -> Segmenter:
     if found.trunk:
         raise WeightsError(f"{path}: a backbone alone segments nothing; train from it first")
     module = models.build(**found.model)
-    like = jax.eval_shape(lambda: training.init_variables(module, 0, 3))
-    variables = importers.load(path, like)
+    variables = importers.load(path, training.variable_shapes(module))
     labels = pipeline.usual_labels(found.model["num_classes"])
     conventions = _conventions(found.model, found.normalization)
     return _live(module, variables, labels, conventions | options)

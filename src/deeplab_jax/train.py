@@ -68,6 +68,11 @@ def init_variables(module: nn.Module, seed: int, channels: int = 3) -> Any:
     return {"batch_stats": {}} | jax.jit(module.init)(jax.random.key(seed), image)
 
 
+def variable_shapes(module: nn.Module, channels: int = 3) -> Any:
+    """Of `init_variables`, as `jax.ShapeDtypeStruct`: what weights are loaded into."""
+    return jax.eval_shape(lambda: init_variables(module, 0, channels))
+
+
 def check_batch(train: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError unless the batch splits into its parts over the devices."""
     size, parts = train["batch_size"], train["accumulation_steps"]

@@ -1,7 +1,7 @@
 """From a source to batches, with grain: same order and augmentation for the same seed, anywhere."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -19,7 +19,7 @@ from deeplab_jax.data.labels import IGNORE_LABEL, SYNTHETIC_CLASSES, Labels, lab
 from deeplab_jax.data.loader import Loader
 from deeplab_jax.data.skipping import Skipping
 from deeplab_jax.data.synthetic import Synthetic
-from deeplab_jax.data.transforms import Augment, ResizeToRange, fill_outside, normalization
+from deeplab_jax.data.transforms import Augment, ResizeToRange, normalization, pad_into
 from deeplab_jax.errors import ConfigError, did_you_mean
 
 CLASSIFICATION = ("shapes", "image_folder", "imagenet")  # a class an image
@@ -247,7 +247,8 @@ def eval_batches(source, crop_size, pad_value, batch_size: int):
         return padded_size(example["image"].shape[:2], crop_size)
 
     for group in grouped(examples, size_of, batch_size):
-        yield _padded(group, size_of(group[0]), pad_value, batch_size)
+        images = [example["image"] for example in group]
+        yield padded_batch(images, size_of(group[0]), pad_value, batch_size), group
 
 
 def grouped(
@@ -282,15 +283,15 @@ def central_batches(source, crop_size, fraction: float, batch_size: int):
     return eval_batches(CentralCrops(source, crop_size, fraction), crop_size, 0.0, batch_size)
 
 
-def _padded(group: list[dict], size, pad_value, batch_size: int):
-    channels = group[0]["image"].shape[-1]
-    images = np.empty((batch_size, *size, channels), np.float32)
-    for i, padded in enumerate(images):
-        image = group[min(i, len(group) - 1)]["image"]
-        inside = tuple(slice(0, n) for n in image.shape[:2])
-        fill_outside(padded, *inside, pad_value)
-        padded[inside] = image
-    return images, group
+def padded_batch(images: Sequence[np.ndarray], size, pad_value, batch_size: int) -> np.ndarray:
+    """Images [h, w, C] → [B, H, W, C] float32, padded at the bottom and right to `size`.
+
+    Where there are fewer than `batch_size`, the last is repeated: one program serves them all.
+    """
+    batch = np.empty((batch_size, *size, images[0].shape[-1]), np.float32)
+    for i, padded in enumerate(batch):
+        pad_into(padded, images[min(i, len(images) - 1)], pad_value)
+    return batch
 
 
 def padded_size(size: tuple[int, int], crop_size: tuple[int, int] | None) -> tuple[int, int]:

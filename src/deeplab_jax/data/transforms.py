@@ -240,19 +240,11 @@ def orphaned(before: np.ndarray, after: np.ndarray, scale: float) -> list[int]:
     return lost
 
 
-def pad_to(array: np.ndarray, size: tuple[int, int], value) -> np.ndarray:
-    """Pads [h, w, ...] at the bottom and right up to `size`; larger arrays stay as they are."""
-    height, width = (max(n, s) for n, s in zip(array.shape[:2], size))
-    if (height, width) == array.shape[:2]:
-        return array
-    dtype = (
-        np.result_type(array.dtype, np.min_scalar_type(value)) if array.ndim == 2 else np.float32
-    )
-    out = np.empty((height, width, *array.shape[2:]), dtype)
+def pad_into(out: np.ndarray, array: np.ndarray, value) -> None:
+    """Writes [h, w, ...] to the upper left of `out` [H, W, ...], and `value` below and beside."""
     inside = tuple(slice(0, n) for n in array.shape[:2])
     fill_outside(out, *inside, value)
     out[inside] = array
-    return out
 
 
 def fill_outside(out: np.ndarray, rows: slice, columns: slice, value) -> None:
