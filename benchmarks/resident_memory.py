@@ -78,7 +78,7 @@ def evaluate(preset: str, weights: str, root: str, counts: list[int]):
     source = pipeline.source(config.data, "train_aug", config.model.num_classes)
     labels = pipeline.class_labels(config.data, config.model.num_classes)
     _, module = networks.build(config)
-    variables = networks.load(config, training.init_variables(module, 0, 3))
+    variables = networks.load(config, training.variable_shapes(module))
     found = []
     for count in counts:
         begin = time.perf_counter()

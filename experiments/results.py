@@ -13,9 +13,9 @@ from deeplab_jax.pictures import png
 from deeplab_jax.report import percent
 from deeplab_jax.runtime import duration, finite
 from experiments import plots
+from experiments.bootstrap import Contrast, compare, spread
 from experiments.plan import Job
 from experiments.rows import Row
-from experiments.statistics import Contrast, compare, spread
 from experiments.work import commit, done, hardware
 
 
@@ -219,7 +219,9 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
         [_number(row["published"]) for row in rows],
     )
     curves = {
-        row["label"]: [(float(w), 100 * v) for w, v in row["trimap_mean_iou"].items() if v == v]
+        row["label"]: [
+            (float(w), 100 * v) for w, v in row["trimap_mean_iou"].items() if v is not None
+        ]
         for row in rows
     }
     pictures = [bars]

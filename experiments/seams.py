@@ -1,6 +1,6 @@
 """Tiles beside the whole image: how many labels agree, and whether a seam shows.
 
-    python experiments/seams.py --config=configs/zoo.py:mobilenetv2_coco_voc_trainval \
+    python -m experiments.seams --config=configs/zoo.py:mobilenetv2_coco_voc_trainval \
         --weights=WEIGHTS --root=VOC_SUBSET
 
 A seam is a line along which a tile begins or ends. Its step is how much more the probabilities
@@ -9,17 +9,13 @@ beside it, in the mean over its length. Photographs are seen at `--zoom` times t
 several tiles are needed.
 """
 
-import argparse
-
 import numpy as np
 
-from deeplab_jax import config as configuration
-from deeplab_jax import networks, tiles
-from deeplab_jax import train as training
-from deeplab_jax.data import pipeline
+from deeplab_jax import tiles
 from deeplab_jax.data.transforms import resize_bilinear
 from deeplab_jax.models.folding import fold_batch_norm
 from deeplab_jax.predict import probabilities
+from experiments import given
 
 
 def steps(probs: np.ndarray, axis: int) -> np.ndarray:
@@ -36,22 +32,12 @@ def seams(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="FILE.py:preset")
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--root", required=True, help="where the configuration's dataset lies")
-    parser.add_argument("--images", type=int, default=12, help="of the split, evenly spread")
+    parser = given.parser(__doc__, images=12)
     parser.add_argument("--zoom", type=float, default=2.0)
     parser.add_argument("--tiles", type=int, nargs="+", default=[321, 513])
     parser.add_argument("--overlaps", type=int, nargs="+", default=[0, 32, 128])
     arguments = parser.parse_args()
-    given = {"init_from": arguments.weights, "data.root": arguments.root}
-    config = configuration.load(arguments.config, given)
-    source = pipeline.source(config.data, config.eval.split, config.model.num_classes)
-    _, module = networks.build(config)
-    variables = networks.load(config, training.init_variables(module, 0, 3))
+    config, module, variables, examples = given.read(arguments)
     variables = fold_batch_norm(module, variables)
     options = {
         "normalization": config.data.normalization,
@@ -63,9 +49,8 @@ def main():
 
     ways = [(tile, overlap) for tile in arguments.tiles for overlap in arguments.overlaps]
     alike, worst = {way: [] for way in ways}, {way: [] for way in ways}
-    chosen = np.linspace(0, len(source) - 1, arguments.images).astype(int)
-    for i in chosen:
-        image = source[i]["image"]
+    for example in examples:
+        image = example["image"]
         size = tuple(round(arguments.zoom * n) for n in image.shape[:2])
         image = np.clip(resize_bilinear(image, size) + 0.5, 0, 255).astype(np.uint8)
         whole = see(image)
@@ -78,7 +63,7 @@ def main():
                 more = steps(probs, axis) - steps(whole, axis)
                 lines = seams(size[axis], min(tile, size[axis]), overlap)
                 worst[tile, overlap] += more[lines].tolist()
-    print(f"{len(chosen)} photographs at {arguments.zoom:g} times their size")
+    print(f"{arguments.images} photographs at {arguments.zoom:g} times their size")
     print("| tile, px | overlap | labels alike, mean % | worst image | seam's step, mean | worst |")
     print("|---|---|---|---|---|---|")
     for tile, overlap in ways:

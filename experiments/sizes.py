@@ -3,7 +3,7 @@
     python experiments/sizes.py --weights=WEIGHTS --root=VOC_SUBSET
 
 A strip is an image's middle, four times as wide as high, or as high as wide. Prints a table of mean
-IoU, the time of an image and the share of pixels that tiles of half the size change.
+IoU and the time of an image.
 """
 
 import argparse

@@ -17,8 +17,8 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluate import Evaluation, Tally
 from experiments import plan, plots, results, sweep, work
 from experiments import run as run_module
+from experiments.bootstrap import BANDS, WHOLE, Contrast, Measure, compare
 from experiments.rows import COCO, Row, rows
-from experiments.statistics import BANDS, WHOLE, Contrast, Measure, compare
 
 V3 = "v3.py:mobilenet_v2"
 
@@ -357,6 +357,19 @@ def test_a_summary_has_rows_seeds_and_contrasts(tmp_path, pair):
     assert "of 2" in text
     with Image.open(tmp_path / "table.png") as picture:
         assert picture.width > 800
+
+
+def test_what_cannot_be_measured_is_no_point_of_a_curve(tmp_path, pair):
+    table, _ = pair
+    jobs, left_out = plan.jobs(table, "", {})
+    evaluated(jobs[0], tmp_path, 0, 0.6, counts(0))
+    file = jobs[0].folder(tmp_path, 0) / "results.json"
+    file.write_text(json.dumps({"mean_iou": 0.0, "trimap_mean_iou": {"1": None, "2": 0.0}}))
+    found = results.summary(table, jobs, left_out, [], (0,), tmp_path)
+    assert found["rows"][0]["ours"] == 0
+    assert found["rows"][0]["trimap_mean_iou"] == {"1": None, "2": 0.0}
+    results.write(tmp_path / "table", found)
+    assert (tmp_path / "table.png").exists()
 
 
 def test_a_summary_of_nothing_is_a_table_too(tmp_path, pair):

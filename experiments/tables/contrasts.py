@@ -10,8 +10,8 @@ import numpy as np
 
 from deeplab_jax import metrics
 from deeplab_jax.data.synthetic import SOLIDS, TWIN_A, TWIN_B
+from experiments.bootstrap import BANDS, WHOLE, Contrast, Measure
 from experiments.rows import AT_8, CRF, FLIPS, rows
-from experiments.statistics import BANDS, WHOLE, Contrast, Measure
 
 TWINS = (TWIN_A, TWIN_B)
 DECODER, ASPP = "v3+, rates 2, 4, 6", "v3, rates 2, 4, 6"

@@ -1,7 +1,7 @@
 """[V3+] Fig. 5: what the decoder gains near boundaries, by the width of the trimap."""
 
+from experiments.bootstrap import BANDS, WHOLE, Contrast
 from experiments.rows import NO_DECODER, RESNET, XCEPTION, rows
-from experiments.statistics import BANDS, WHOLE, Contrast
 
 ROWS = rows(
     "[V3+] Fig. 5, trimap, gain at the smallest width",
