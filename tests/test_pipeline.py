@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -116,10 +117,13 @@ def test_batches_finished_on_the_device_are_those_of_the_host(root):
 # --- ends ---
 
 PROGRAM = """
-import json, multiprocessing, sys, time
+import json, multiprocessing, sys
+from multiprocessing import shared_memory
 from deeplab_jax import runtime
 from deeplab_jax.data import folder, pipeline
 from deeplab_jax.data.labels import labels
+
+shared_memory._SHM_NAME_PREFIX = sys.argv[3]  # in the workers, too, which import this first
 
 if __name__ == "__main__":
     source = folder.source(sys.argv[1], "all", labels((), 3))
@@ -135,16 +139,28 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_their_parent_however_it_ends(root, tmp_path, how):
     (tmp_path / "program.py").write_text(PROGRAM)
-    arguments = [tmp_path / "program.py", root, json.dumps(DATA | {"num_workers": 2})]
-    before = shared_memory()
-    command = [sys.executable, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        workers = [int(pid) for pid in process.stdout.readline().split()]
-        process.send_signal(how)
+    prefix = f"/t{os.getpid()}_"  # other tests at work at the same time have shared memory, too
+    data = json.dumps(DATA | {"num_workers": 2})
+    command = [sys.executable, tmp_path / "program.py", root, data, prefix]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            workers = [int(pid) for pid in process.stdout.readline().split()]
+            until(lambda: shared_memory(prefix))
+            # The terminal and a scheduler send theirs to the workers, too.
+            (os.kill if how == signal.SIGKILL else os.killpg)(process.pid, how)
+            process.wait(30)
+        finally:
+            process.kill()
     assert len(workers) == 2
     assert process.returncode != 0
+    until(lambda: not (any(alive(pid) for pid in workers) or shared_memory(prefix)))
+
+
+def until(true: Callable[[], object]) -> None:
     deadline = time.monotonic() + 10
-    while any(alive(pid) for pid in workers) or shared_memory() - before:
+    while not true():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -157,8 +173,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def shared_memory() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+def shared_memory(prefix: str) -> list[str]:
+    return [name for name in os.listdir("/dev/shm") if f"/{name}".startswith(prefix)]
 
 
 # --- how long steps wait for it ---

@@ -4,7 +4,8 @@ import gc
 import os
 import signal
 import threading
-from multiprocessing import parent_process, util
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import parent_process, shared_memory, util
 from typing import Any
 
 import grain
@@ -32,6 +33,9 @@ class Loader:
         self.dataset, self.num_threads, self.num_workers = dataset, num_threads, num_workers
         self.taken = 0
         self._ahead = None
+        # Ctrl-C must not fall into grain's queues, which would wait for ever in `close`: it ends
+        # the waiting for this thread, which takes from them.
+        self._thread = ThreadPoolExecutor(1, "loader")
 
     def __iter__(self):
         return self
@@ -46,7 +50,7 @@ class Loader:
         if self._ahead is None:
             self._ahead = self._begin()
         try:
-            batch = next(self._ahead)
+            batch = self._thread.submit(next, self._ahead).result()
         except BaseException as error:
             self.close()
             if isinstance(error, RuntimeError) and str(error).startswith("Worker process"):
@@ -72,8 +76,8 @@ class Loader:
     def close(self) -> None:
         """Ends threads and workers; asking for a batch begins anew."""
         if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+            ahead, self._ahead = self._ahead, None
+            self._thread.submit(ahead.close).result()
 
     def __enter__(self):
         return self
@@ -107,10 +111,18 @@ def _delete_shared_memory() -> None:
 
 def _begin_worker(index: int, count: int) -> None:
     """Ties a worker to its parent: it ends with it, however that ends, and not before."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # these may reach all: the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    creating, create = threading.Lock(), shared_memory.SharedMemory.__init__
+
+    def create_whole(*args, **kwargs):
+        with creating:
+            create(*args, **kwargs)
 
     def follow():
         parent_process().join()
-        os._exit(1)
+        with creating:  # between its creation and its registration nobody would delete it
+            os._exit(1)
 
+    shared_memory.SharedMemory.__init__ = create_whole
     threading.Thread(target=follow, daemon=True).start()
