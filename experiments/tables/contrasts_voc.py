@@ -1,0 +1,48 @@
+"""The decoder and the CRF on real images, in minutes: a part of PASCAL VOC, from an ImageNet trunk.
+
+    python -m experiments.run contrasts_voc --set=data.root=VOC_SUBSET --set=init_from=TRUNK
+
+VOC_SUBSET is a folder in PASCAL VOC's layout whose images hold some of the classes, TRUNK the
+weights of MobileNetV2 as PyTorch trains it. All of the head is the paper's.
+"""
+
+from functools import partial
+
+from deeplab_jax import metrics
+from experiments.bootstrap import BANDS, WHOLE, Contrast
+from experiments.rows import AT_8, CRF, NO_DECODER, rows
+
+CLASSES = (0, 8, 10, 12, 13, 15, 17)  # background, cat, cow, dog, horse, person, sheep
+RECIPE = {
+    "model.depthwise_norm": True,
+    "model.low_level": "inner",
+    "model.decoder_convs": 2,
+    "model.dropout": 0.1,
+    "model.atrous_rates": (3, 6, 9),
+    "data.crop_size": (257, 257),
+    "train.batch_size": 8,
+    "train.steps": 1000,
+    "optim.learning_rate": 0.01,
+    "eval.class_subset": CLASSES,
+}
+V3 = RECIPE | NO_DECODER
+PRESET = "v3plus.py:mobilenet_v2_torch"
+
+ROWS = rows(
+    "Contrasts, real images",
+    ("v3+", "", PRESET, RECIPE),
+    ("v3", "", PRESET, V3),
+    ("v3, eval OS 8", "", PRESET, V3 | AT_8),
+    ("v3, CRF", "", PRESET, V3 | CRF),
+)
+
+OF_THESE = partial(metrics.mean_iou, classes=CLASSES)
+MEAN_IOU = WHOLE._replace(figure=OF_THESE)
+NEAR = [band._replace(figure=OF_THESE) for band in BANDS]
+NARROW_MORE = NEAR[1]._replace(minus=MEAN_IOU, label="within 2 px less over the whole")
+CONTRASTS = [
+    Contrast("the decoder beats bilinear upsampling", "v3+", "v3", (MEAN_IOU, *NEAR)),
+    Contrast("and gains most near boundaries", "v3+", "v3", (NARROW_MORE,)),
+    Contrast("evaluating at OS 8", "v3, eval OS 8", "v3", (MEAN_IOU, *NEAR)),
+    Contrast("the CRF near boundaries", "v3, CRF", "v3", (*NEAR, MEAN_IOU)),
+]
