@@ -49,12 +49,12 @@ def test_rows_that_only_evaluate_differently_share_a_training():
     assert not left_out
 
 
-def test_the_contrasts_take_four_trainings_and_a_sweep_shares_them():
+def test_the_contrasts_take_five_trainings_and_a_sweep_shares_them():
     table = plan.table("contrasts")
     jobs, _ = plan.jobs(table.ROWS, "", {})
     arms = plan.arms(jobs)
-    assert len(jobs) == 7
-    assert len(arms) == 4
+    assert len(jobs) == 8
+    assert len(arms) == 5
     names = {j.row.label for j in jobs}
     assert {name for c in table.CONTRASTS for name in (c.better, c.worse)} <= names
     spec = f"{ROOT}/configs/v3plus.py"

@@ -10,7 +10,7 @@ from functools import partial
 
 from deeplab_jax import metrics
 from experiments.bootstrap import BANDS, WHOLE, Contrast
-from experiments.rows import AT_8, CRF, NO_DECODER, rows
+from experiments.rows import CRF, NO_DECODER, rows
 
 CLASSES = (0, 8, 10, 12, 13, 15, 17)  # background, cat, cow, dog, horse, person, sheep
 RECIPE = {
@@ -34,7 +34,6 @@ ROWS = rows(
     "Contrasts, real images",
     ("v3+", "", PRESET, RECIPE),
     ("v3", "", PRESET, V3),
-    ("v3, eval OS 8", "", PRESET, V3 | AT_8),
     ("v3, CRF", "", PRESET, V3 | CRF | WIDTHS),
 )
 
@@ -45,6 +44,5 @@ NARROW_MORE = NEAR[1]._replace(minus=MEAN_IOU, label="within 2 px less over the 
 CONTRASTS = [
     Contrast("the decoder beats bilinear upsampling", "v3+", "v3", (MEAN_IOU, *NEAR)),
     Contrast("and gains most near boundaries", "v3+", "v3", (NARROW_MORE,)),
-    Contrast("evaluating at OS 8", "v3, eval OS 8", "v3", (MEAN_IOU, *NEAR)),
     Contrast("the CRF near boundaries", "v3, CRF", "v3", (*NEAR, MEAN_IOU)),
 ]
