@@ -178,10 +178,12 @@ def markdown(found: Mapping[str, Any]) -> str:
             "| claim | measure | better | worse | difference | seeds | 95 % |",
             "|---|---|---|---|---|---|---|",
         ]
+    before = ""
     for row in found["contrasts"]:
         low, high = (points(bound) for bound in row["interval"])
+        claim = f"{row['claim']}: {row['better']} – {row['worse']}"
         cells = (
-            f"{row['claim']}: {row['better']} – {row['worse']}",
+            claim if claim != before else "",
             row["measure"],
             percent(row["of_better"]),
             percent(row["of_worse"]),
@@ -191,6 +193,7 @@ def markdown(found: Mapping[str, Any]) -> str:
             f"{low} to {high}",
         )
         lines.append(f"| {' | '.join(cells)} |")
+        before = claim
     commits = {commit for row in found["rows"] for commit in row["commits"]}
     hardware = {name for row in found["rows"] for name in row["hardware"]}
     lines += ["", f"Commits {', '.join(sorted(commits))}; on {'; '.join(sorted(hardware))}."]

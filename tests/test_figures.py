@@ -105,13 +105,15 @@ def test_drawn(scenes, name, tmp_path):
 
 
 def test_mistakes_end_in_a_sentence(tmp_path, capsys):
-    output = ["--output", str(tmp_path / "out")]
+    output = ["--output", str(tmp_path / "out"), "--config", f"{CONFIGS}/v3plus.py"]
     for arguments, code, sentence in (
         (["fields"], 2, "no figure fields; there are atrous_1d, "),
         (["decoder", "--workdir", str(tmp_path)], 4, f"error: {tmp_path}: no checkpoint here"),
+        (["decoder", "--scene", "500"], 2, "error: --scene=500: there are 0 to 499"),
+        (["fields_of_view", "--config", f"{CONFIGS}/v1.py"], 2, "wants a v3 or v3+ with an ASPP"),
     ):
         with pytest.raises(SystemExit) as exit:
-            figures.main([*arguments, *output, "--config", f"{CONFIGS}/v3plus.py"])
+            figures.main([*output, *arguments])
         assert exit.value.code == code
         assert sentence in capsys.readouterr().err
 

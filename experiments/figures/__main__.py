@@ -48,13 +48,13 @@ def main(argv=None):
         parser.error(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}")
     try:
         subject = subject_of(flags.config, flags.scene, flags.workdir, flags.without_decoder)
+        flags.output.mkdir(parents=True, exist_ok=True)
+        for name in flags.names or FIGURES:
+            path = flags.output / f"{name}.png"
+            FIGURES[name](subject).savefig(path, dpi=110)
+            print(path)
     except UserError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
-    flags.output.mkdir(parents=True, exist_ok=True)
-    for name in flags.names or FIGURES:
-        path = flags.output / f"{name}.png"
-        FIGURES[name](subject).savefig(path, dpi=110)
-        print(path)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from matplotlib.patches import Patch, Rectangle
 from scipy import ndimage
 
 from deeplab_jax import metrics, models, ops
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluate import Tally
 from deeplab_jax.field_of_view import fields_of_view as see
 from deeplab_jax.predict import normalize, refine
@@ -106,6 +107,8 @@ def atrous_2d(subject: Subject) -> Figure:
 def fields_of_view(subject: Subject) -> Figure:
     """What each branch of the ASPP sees of the features, and with the backbone of the image."""
     config = subject.config
+    if config.model.context != "aspp" or config.model.name not in ("v3", "v3plus"):
+        raise ConfigError("fields_of_view wants a v3 or v3+ with an ASPP")
     scenes = [subject.source[i]["image"] for i in range(FIELD_SCENES)]
     height, width = np.min([scene.shape[:2] for scene in scenes], axis=0)
     scenes = np.stack([scene[:height, :width] for scene in scenes])
@@ -121,7 +124,8 @@ def fields_of_view(subject: Subject) -> Figure:
     branches = {"1x1": "aspp/conv1x1"}
     branches |= {f"rate {rate}": f"aspp/atrous{i}" for i, rate in enumerate(rates, start=1)}
     hues = dict(zip(branches, (VERMILION, ORANGE, SKY, GREEN, BLUE)))
-    branches |= {"image pooling": "aspp/image_pooling"}
+    if config.model.image_pooling:
+        branches |= {"image pooling": "aspp/image_pooling"}
 
     trained = subject.variables is not None
     variables = subject.variables if trained else init_variables(subject.module, config.seed)

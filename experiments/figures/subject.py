@@ -10,6 +10,7 @@ from matplotlib import colors
 from deeplab_jax import config as configuration
 from deeplab_jax import networks, ops
 from deeplab_jax.data import pipeline
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.predict import probabilities
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
@@ -92,7 +93,11 @@ def palette_of(labels) -> np.ndarray:
 def subject_of(
     spec: str, scene: int, workdir: Path | None = None, without_decoder: Path | None = None
 ) -> Subject:
-    """The subject that the command line names; errors as `networks.trained`'s."""
+    """The subject that the command line names.
+
+    Raises:
+      ConfigError: for a scene that is not there; others as from `networks.trained`.
+    """
     config = configuration.load(spec)
     configuration.check(config)
     classes = config.model.num_classes
@@ -108,6 +113,8 @@ def subject_of(
         coarse = network_scores("bilinear", plain, head, weights)
     labels = pipeline.class_labels(config.data, classes)
     source = pipeline.source(config.data, config.eval.split, classes)
+    if not 0 <= scene < len(source):
+        raise ConfigError(f"--scene={scene}: there are 0 to {len(source) - 1}")
     return Subject(
         source,
         source[scene],
