@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import miniatures
 import numpy as np
@@ -12,10 +13,11 @@ from conftest import ROOT, write_folder
 from PIL import Image
 
 from deeplab_jax import evaluate, metrics
+from deeplab_jax.data import synthetic
 from deeplab_jax.data.labels import labels
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluate import Evaluation, Tally
-from experiments import plan, plots, results, sweep, work
+from experiments import by_size, plan, plots, results, sweep, work
 from experiments import run as run_module
 from experiments.bootstrap import BANDS, WHOLE, Contrast, Measure, compare
 from experiments.rows import COCO, Row, rows
@@ -305,6 +307,15 @@ def test_the_twins_are_told_apart_by_chance_or_for_sure():
     confused[7:, 7:] = 10
     assert told_apart(confused) == 0.5
     assert told_apart(np.eye(9)) == 1
+
+
+def test_solids_are_counted_by_their_size():
+    scenes = [synthetic.scene(synthetic.VERSION, 0, "val", i) for i in range(12)]
+    truth = {scene.image.tobytes(): scene.label for scene in scenes}
+    perfect = SimpleNamespace(segment=lambda image: truth[image.tobytes()])
+    assert by_size.found_by_size(perfect, scenes) == [1, 1, 1, 1]
+    blind = SimpleNamespace(segment=lambda image: np.zeros(image.shape[:2], np.uint8))
+    assert by_size.found_by_size(blind, scenes) == [0, 0, 0, 0]
 
 
 def evaluated(job, out, seed, mean_iou, of):
