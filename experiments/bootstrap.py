@@ -40,6 +40,7 @@ class Measure(NamedTuple):
 
 WHOLE = Measure("mean IoU")
 BANDS = tuple(Measure(f"mean IoU within {w} px", width=w) for w in (1, 2, 5, 10, 20, 40))
+NARROW_MORE = BANDS[1]._replace(minus=WHOLE, label="within 2 px less over the whole")
 
 
 class Contrast(NamedTuple):

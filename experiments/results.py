@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,12 @@ from experiments.rows import Row
 from experiments.work import commit, done, hardware
 
 
-def figure(results: Mapping[str, Any]) -> float:
-    """The one that tables hold: mean IoU, over the classes of eval.class_subset where these are
-    given; of a classifier the top-1 error."""
-    subset = [value for key, value in results.items() if re.fullmatch(r"mean_iou_\d+", key)]
-    return subset[0] if subset else results.get("mean_iou", results.get("top_1_error"))
+def figure(results: Mapping[str, Any], class_subset: Sequence[int] = ()) -> float:
+    """The one that tables hold: mean IoU, over `class_subset` where one is given; of a classifier
+    the top-1 error."""
+    if class_subset:
+        return results[f"mean_iou_{len(class_subset)}"]
+    return results.get("mean_iou", results.get("top_1_error"))
 
 
 def summary(
@@ -69,7 +69,8 @@ def _row(row: Row, job: Job | None, left_out, seeds, out) -> dict[str, Any]:
     there = [seed for seed in seeds if job and done(job, out, seed)]
     results = [_read(job.folder(out, seed) / "results.json") for seed in there]
     runs = [_read(job.folder(out, seed) / "run.json") for seed in there]
-    figures = [_number_or_nan(figure(found)) for found in results]
+    subset = job.config["eval.class_subset"] if there else ()
+    figures = [_number_or_nan(figure(found, subset)) for found in results]
     trimaps = [found.get("trimap_mean_iou", {}) for found in results]
     return given | {
         "ours": float(np.mean(figures)) if figures else None,

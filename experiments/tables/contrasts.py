@@ -10,7 +10,7 @@ import numpy as np
 
 from deeplab_jax import metrics
 from deeplab_jax.data.synthetic import SOLIDS, TWIN_A, TWIN_B
-from experiments.bootstrap import BANDS, WHOLE, Contrast, Measure
+from experiments.bootstrap import BANDS, NARROW_MORE, WHOLE, Contrast, Measure
 from experiments.rows import AT_8, CRF, FLIPS, rows
 
 TWINS = (TWIN_A, TWIN_B)
@@ -45,7 +45,6 @@ def told_apart(counts: np.ndarray) -> float:
     return float(np.trace(twins) / twins.sum()) if twins.sum() else float("nan")
 
 
-NARROW_MORE = BANDS[1]._replace(minus=WHOLE, label="within 2 px less over the whole")
 FAR_CUE = Measure("mean IoU of the twins", partial(metrics.mean_iou, classes=TWINS))
 TOLD_APART = Measure("twins told apart", told_apart)
 SOLID = Measure("mean IoU of the solids", partial(metrics.mean_iou, classes=SOLIDS))
