@@ -13,6 +13,7 @@ def base() -> ConfigDict:
     config.seed = 0
     config.init_from = ""  # weights to start from: a weight file, or a workdir of ours
     config.log_every = 50  # steps
+    config.spatial_shards = 1  # devices that share an image, each with a band of its rows
     config.deterministic = False  # the same bits from run to run on a GPU, too; takes more time
 
     model = config.model = ConfigDict()
@@ -55,6 +56,9 @@ def base() -> ConfigDict:
     model.fuse_upsampled = False
     model.batch_norm_decay = placeholder(float)  # None: the official code's
     model.batch_norm_epsilon = placeholder(float)
+    # Training: each of so many parts of a batch has statistics of its own. With as many as there
+    # are devices these need not wait for each other.
+    model.batch_norm_groups = 1
     # Further label maps, for instance {"geometry": 3}: labels for it are "label_geometry".
     model.heads = FieldReference(None, field_type=object)
     model.channel_groups = placeholder(tuple)  # (3, 1): late fusion of RGB and depth

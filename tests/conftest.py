@@ -11,8 +11,8 @@ from pathlib import Path
 # Before jax starts: a mesh of two CPU devices, so that every test of training is sharded, and
 # machine code that is compiled quickly: most tests run a program once or twice.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")  # which has the last word
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile the same few programs again and again, some in processes of their own: all of them,

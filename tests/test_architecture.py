@@ -25,7 +25,7 @@ FLOORS = [
         "meter",
         "saved_model",
     },
-    {"losses", "pictures", "config", "counting", "field_of_view"},
+    {"losses", "pictures", "config", "counting", "field_of_view", "processes"},
     {"models", "checkpoint", "importers", "report", "archive"},
     {"advice", "classes", "predict", "command_line"},
     {

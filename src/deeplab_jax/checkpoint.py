@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from deeplab_jax import runtime
 from deeplab_jax.errors import WeightsError
 
 FOLDER = "checkpoints"
@@ -23,7 +25,7 @@ def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
     folder = (workdir / FOLDER).absolute()
     # Not by Orbax's cleanup_tmp_directories: its thread outlives a run that fails at once, and
     # then ends in a traceback of its own.
-    if folder.is_dir():
+    if folder.is_dir() and runtime.leads():
         for path in folder.iterdir():
             if ocp.utils.is_tmp_checkpoint(path):
                 shutil.rmtree(path)
@@ -107,11 +109,12 @@ def load_variables(workdir: Path, like: Any) -> tuple[Any, int]:
     """
     found, step = read_variables(workdir)
     _check_fits(found, like, str(workdir / FOLDER / str(step)))
-    return jax.tree.map(lambda leaf, array: array.astype(leaf.dtype), like, found), step
+    arrays = jax.tree.map(lambda leaf, array: array.astype(leaf.dtype), like, found)
+    return jax.device_put(arrays), step
 
 
 def read_variables(workdir: Path) -> tuple[Any, int]:
-    """As `load_variables`, whatever the model.
+    """As `load_variables`, NumPy arrays, whatever the model.
 
     Raises:
       WeightsError: if there is none or it is damaged.
@@ -120,10 +123,15 @@ def read_variables(workdir: Path) -> tuple[Any, int]:
     if step is None:
         raise WeightsError(f"{workdir}: no checkpoint in {workdir / FOLDER}; train there first")
     path = (workdir / FOLDER / str(step) / "state").absolute()
+
+    def like(saved):  # takes no memory; without it Orbax asks for the devices of the training
+        return np.broadcast_to(np.zeros((), saved.dtype), saved.shape)
+
     with ocp.StandardCheckpointer() as checkpointer:
         try:
-            # No target: the optimizer's state comes along and is dropped, whatever it was.
-            found = checkpointer.restore(path)
+            # The optimizer's state comes along and is dropped, whatever it was.
+            saved = ocp.StandardCheckpointHandler().metadata(path).tree
+            found = checkpointer.restore(path, jax.tree.map(like, saved))
         except Exception as error:
             raise WeightsError(f"{path}: cannot be read ({_first_line(error)})") from error
     found = found.get("average") or found

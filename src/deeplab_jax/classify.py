@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax import pictures, runtime
+from deeplab_jax import pictures, processes, runtime
 from deeplab_jax.data import pipeline
 from deeplab_jax.data.labels import Labels
 from deeplab_jax.predict import normalize
@@ -49,15 +49,18 @@ def evaluate(
     With `eval.add_flipped_images` the probabilities of an image and its mirror image are averaged.
     Labels have no boundaries here: `trimap_widths` and `upper_bounds` measure nothing.
     """
-    batch_size = -(-config["eval"]["batch_size"] // mesh.size) * mesh.size
+    mesh = processes.own_mesh(mesh)
+    variables = processes.own(variables, mesh)
+    share = pipeline.Share(source, *processes.place())
+    batch_size = runtime.rounded_up(config["eval"]["batch_size"], mesh)
     classes = config["model"]["num_classes"]
-    shown = set(np.linspace(0, len(source) - 1, panels).astype(int).tolist()) if panels else set()
+    shown = set(np.linspace(0, len(share) - 1, panels).astype(int).tolist()) if panels else set()
     asked, wrong = np.zeros(classes, np.int64), np.zeros((2, classes), np.int64)
     tiles, seen = [], 0
     batches = pipeline.central_batches(
-        source, config["eval"]["crop_size"], config["eval"]["central_fraction"], batch_size
+        share, config["eval"]["crop_size"], config["eval"]["central_fraction"], batch_size
     )
-    with runtime.Progress(len(source), "eval") as progress:
+    with runtime.Progress(len(share), "eval") as progress:
         for images, examples in batches:
             best, probs = _likeliest(
                 module,
@@ -80,6 +83,8 @@ def evaluate(
                     tiles.append(_tile(image, caption))
                 seen += 1
             progress.advance(len(examples))
+    asked, wrong = (sum(processes.gathered(counts)) for counts in (asked, wrong))
+    seen = processes.total(seen)
     with np.errstate(invalid="ignore"):  # a class that no image has
         by_class = wrong[0] / asked
     top_1, top_5 = (wrong.sum(axis=1) / max(asked.sum(), 1)).tolist()

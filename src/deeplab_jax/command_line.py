@@ -34,6 +34,14 @@ flags.DEFINE_string(
     "WORKDIR/archive, WORKDIR (import).",
 )
 flags.DEFINE_bool("profile", False, "Write a trace to WORKDIR/profile: a few steps when training.")
+flags.DEFINE_bool(
+    "distributed",
+    False,
+    "train, eval: this is one of several processes, which SLURM, Open MPI or a TPU pod tells of.",
+)
+flags.DEFINE_string("coordinator", None, "Elsewhere: HOST:PORT of the first process,")
+flags.DEFINE_integer("processes", None, "how many there are,", lower_bound=1)
+flags.DEFINE_integer("process", None, "and which this one is, from 0.", lower_bound=0)
 flags.DEFINE_bool("help", False, "Show this.", short_name="h")
 flags.DEFINE_bool("debug", False, "Show the stack trace of a user error.")
 

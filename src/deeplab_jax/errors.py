@@ -44,6 +44,12 @@ class ResourceError(UserError):
     exit_code = 6
 
 
+class Preempted(UserError):
+    """The machine is wanted back; everything is saved, and the same command goes on."""
+
+    exit_code = 75
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """ " (did you mean 'x'?)" for the choice nearest to `word`, or "" when none is near."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

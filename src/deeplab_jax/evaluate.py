@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from deeplab_jax import __version__, metrics, pictures, report, runtime
+from deeplab_jax import __version__, metrics, pictures, processes, report, runtime
 from deeplab_jax.config import eval_model
 from deeplab_jax.data import pipeline
 from deeplab_jax.data.files import shown_size
@@ -26,8 +26,9 @@ from deeplab_jax.report import Example, percent
 class Tally:
     """Counts of a whole split: a confusion matrix, one a trimap width, and one an upper bound.
 
-    With `each_image`, `images` holds those of every image, too: [1 + widths, C, C] int32, the
-    whole image first. Whoever wants to know how sure a difference is draws images from them.
+    With `each_image`, `images` holds those of every image, too, by its place in the split:
+    [1 + widths, C, C] int32, the whole image first. Whoever wants to know how sure a difference is
+    draws images from them.
     """
 
     def __init__(
@@ -39,13 +40,15 @@ class Tally:
         each_image: bool = False,
     ):
         self.num_classes, self.ignore_label = num_classes, ignore_label
-        self.total = np.zeros((num_classes, num_classes), np.int64)
-        self.bands = {width: self.total.copy() for width in trimap_widths}
-        self.bounds = {factor: self.total.copy() for factor in upper_bounds}
-        self.images: list[np.ndarray] | None = [] if each_image else None
+        many = 1 + len(trimap_widths) + len(upper_bounds)
+        self.counts = np.zeros((many, num_classes, num_classes), np.int64)
+        self.total, *others = self.counts  # parts of it, not copies
+        self.bands = dict(zip(trimap_widths, others))
+        self.bounds = dict(zip(upper_bounds, others[len(self.bands) :]))
+        self.images: dict[int, np.ndarray] | None = {} if each_image else None
 
-    def add(self, labels: np.ndarray, preds: np.ndarray) -> float:
-        """Counts labels and preds [H, W]; returns their own mean IoU."""
+    def add(self, labels: np.ndarray, preds: np.ndarray, place: int = 0) -> float:
+        """Counts labels and preds [H, W], of the image at `place`; returns their own mean IoU."""
         counts = metrics.confusion(labels, preds, self.num_classes, self.ignore_label)
         self.total += counts
         found = [counts]
@@ -60,11 +63,22 @@ class Tally:
                 )
                 band += found[-1]
         if self.images is not None:
-            self.images.append(np.stack(found).astype(np.int32))
+            self.images[place] = np.stack(found).astype(np.int32)
         for factor, bound in self.bounds.items():
             coarse = metrics.coarsened(labels, factor, ignore_label=self.ignore_label)
             bound += metrics.confusion(labels, coarse, self.num_classes, self.ignore_label)
         return metrics.mean_iou(counts)
+
+    def gather(self) -> None:
+        """Makes the counts those of all processes' images; call it in every process."""
+        self.counts[:] = sum(processes.gathered(self.counts))
+        if self.images is None:
+            return
+        shape = (len(self.images), 1 + len(self.bands), self.num_classes, self.num_classes)
+        counts = np.array([*self.images.values()], np.int32).reshape(shape)
+        places = processes.gathered(np.array([*self.images], np.int64))
+        counts = processes.gathered(counts)
+        self.images = dict(zip(np.concatenate(places).tolist(), np.concatenate(counts)))
 
     def results(self, names: Sequence[str], class_subset: Sequence[int] = ()) -> dict[str, Any]:
         """The split's figures; shares in 0..1, NaN where there is nothing to measure."""
@@ -156,12 +170,16 @@ def evaluate(
 ) -> Evaluation:
     """Predicts every image of `source`, as `eval` says, and scores it.
 
+    Of several processes each does so with a share of the images, on its own devices; the counts
+    are then those of all, the examples the first one's.
+
     Args:
-      module, variables: the network at the output stride to evaluate at.
+      module, variables: the network at the output stride to evaluate at; the variables on any
+        devices.
       source: random access; {"image", "label"}.
       config: the whole configuration; `eval`, `data` and `model` are read.
       labels: names and colours.
-      mesh: the devices.
+      mesh: the devices, of all processes.
       trimap_widths: in px; () measures none.
       upper_bounds: strides, in px, of which to tell what mean IoU a perfect network would have
         ([FCN] Appendix A; `metrics.coarsened`).
@@ -169,8 +187,11 @@ def evaluate(
     """
     data, num_classes = config["data"], config["model"]["num_classes"]
     ignore_label = data["ignore_label"]
+    mesh = processes.own_mesh(mesh)
+    module, variables = runtime.spatially(module, mesh), processes.own(variables, mesh)
+    share = pipeline.Share(source, *processes.place())
     # Rounded up to the devices: a batch is filled up with repeated images anyway.
-    batch_size = -(-config["eval"]["batch_size"] // mesh.size) * mesh.size
+    batch_size = runtime.rounded_up(config["eval"]["batch_size"], mesh)
     singly, sizes = _singly(config["eval"]), {}
     if singly:
         sizes = {k: config["eval"][k] for k in ("tile_size", "tile_overlap", "resize", "crop_size")}
@@ -181,9 +202,9 @@ def evaluate(
     tallies = [Tally(num_classes, ignore_label, trimap_widths, upper_bounds, each_image)]
     if crf:
         tallies.append(Tally(num_classes, ignore_label, trimap_widths))  # before it
-    shown, beliefs, seen = Shown(len(source), panels), [], 0
-    with runtime.Progress(len(source), "eval") as progress:
-        for images, examples in _batches(source, config, batch_size):
+    shown, beliefs, seen = Shown(len(share), panels), [], 0
+    with runtime.Progress(len(share), "eval") as progress:
+        for images, examples in _batches(share, config, batch_size):
             see = partial(
                 _predicted if singly else probability_maps if crf else label_maps,
                 module,
@@ -206,13 +227,17 @@ def evaluate(
                 preds = [given[: truth.shape[0], : truth.shape[1]]]
                 if crf:
                     preds = [refine(image, given, truth.shape, crf), preds[0].argmax(-1)]
-                iou, *_ = [tally.add(truth, pred) for tally, pred in zip(tallies, preds)]
+                place = example["index"]
+                iou, *_ = [tally.add(truth, pred, place) for tally, pred in zip(tallies, preds)]
                 draw = partial(_drawn, example, iou, preds, labels, ignore_label)
                 shown.add(seen, iou, draw)
                 if crf and seen in shown.places:
                     beliefs.append(_beliefs(image, given, truth.shape, crf, labels))
                 seen += 1
             progress.advance(len(examples))
+    for tally in (*tallies, *of_heads.values()):
+        tally.gather()
+    seen = processes.total(seen)
     subset = config["eval"]["class_subset"]
     results, *before = (tally.results(labels.names, subset) for tally in tallies)
     if crf:
@@ -225,17 +250,17 @@ def evaluate(
     return Evaluation(results, tallies[0], shown.groups(), beliefs)
 
 
-def _batches(source, config, batch_size: int):
+def _batches(share: pipeline.Share, config, batch_size: int):
     """(images [B, H, W, C], examples): padded ones, or one by one and as they are."""
     if _singly(config["eval"]):
-        for i in range(len(source)):
-            example = source[i]
+        for i in range(len(share)):
+            example = share[i]
             if "replaced" not in example:
                 yield example["image"][None], [example]
         return
-    channels = source[0]["image"].shape[-1]
+    channels = share.source[0]["image"].shape[-1]  # this process may have no image
     pad_value = normalization(config["data"]["normalization"], channels)[0]
-    yield from pipeline.eval_batches(source, config["eval"]["crop_size"], pad_value, batch_size)
+    yield from pipeline.eval_batches(share, config["eval"]["crop_size"], pad_value, batch_size)
 
 
 def _singly(evaluation) -> bool:
@@ -368,7 +393,8 @@ def write(
     runtime.write_whole(folder / "confusion.csv", table.getvalue())
     if tally.images is not None:
         keys = ("whole", *(f"trimap_{width}" for width in tally.bands))
-        counts = np.stack(tally.images, axis=1)  # [1 + widths, images, C, C]
+        in_order = [counts for _, counts in sorted(tally.images.items())]
+        counts = np.stack(in_order, axis=1)  # [1 + widths, images, C, C]
         packed = io.BytesIO()
         np.savez_compressed(packed, **dict(zip(keys, counts)))
         runtime.write_whole(folder / "counts.npz", packed.getvalue())

@@ -61,7 +61,8 @@ def training_loss(
             hardest=_mined_share(loss, step),
         )
         weight = loss["auxiliary_weight"] if name == "auxiliary" else 1.0
-        mean += weight * total / jnp.maximum(count, 1)  # a batch may be void throughout
+        count = jnp.maximum(count, 1).astype(total.dtype)  # a batch may be void throughout
+        mean += weight * total / count
     return mean
 
 

@@ -24,6 +24,7 @@ from deeplab_jax import (
     export,
     networks,
     predict_files,
+    processes,
     runtime,
     tune_crf,
 )
@@ -37,6 +38,7 @@ from deeplab_jax.data.skipping import unreadable
 from deeplab_jax.errors import (
     ConfigError,
     DataError,
+    Preempted,
     ResourceError,
     UserError,
     did_you_mean,
@@ -45,6 +47,8 @@ from deeplab_jax.models.folding import fold_batch_norm
 
 # Modes that a classifier has no use for.
 LABEL_MAPS = ("predict", "check_data", "tune_crf", "export", "score", "archive")
+# Modes that several processes share the work of.
+TOGETHER = ("train", "eval")
 
 
 def run(
@@ -115,7 +119,7 @@ def run(
 
 def _train(config, workdir: Path, traces: Path | None):
     module, eval_module = networks.build(config)
-    mesh = runtime.data_mesh()
+    mesh = runtime.data_mesh(config.spatial_shards)
     training.check_batch(config.train, mesh)
     source = pipeline.source(config.data, config.data.train_split, config.model.num_classes)
     source, class_weights = balance.balanced(
@@ -132,13 +136,17 @@ def _train(config, workdir: Path, traces: Path | None):
         variables, _ = checkpoint.load_variables(workdir, variables)
     elif config.init_from and not checkpoint.latest_step(workdir):
         variables = networks.load(config, variables)
-    batches = pipeline.train_iterator(source, config.data, config.seed, config.train.batch_size)
+    index, count = processes.place()
+    batches = pipeline.train_iterator(
+        source, config.data, config.seed, config.train.batch_size, process=index, processes=count
+    )
 
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     runtime.say(
         f"{config.model.name} {config.model.backbone}: {parameters:,} parameters, "
         f"{len(source)} training and {len(val_source)} {config.eval.split} images, "
         f"{mesh.size} {mesh.devices.flat[0].device_kind} device(s)"
+        + (f" of {count} processes" if count > 1 else "")
     )
     for split, images in ((config.data.train_split, source), (config.eval.split, val_source)):
         if remark := datasets.remark(config.data.name, split, len(images)):
@@ -150,6 +158,8 @@ def _train(config, workdir: Path, traces: Path | None):
         runtime.say(checking.shared_warning(again, *splits))
 
     def describe():  # so that the checkpoint means something without its data
+        if not runtime.leads():
+            return
         runtime.write_whole(workdir / "config.json", configuration.to_json(recipe))
         if _scoring(config) is evaluate:
             runtime.write_whole(workdir / FILE, labels.to_json())
@@ -180,7 +190,7 @@ def _train(config, workdir: Path, traces: Path | None):
             },
             profile=traces,
         )
-    if skipped := len(unreadable(source)):
+    if skipped := processes.total(len(unreadable(source))):
         runtime.say(f"{skipped} training examples could not be read; others stood in for them")
     return _evaluate_fully(config, workdir, eval_module, variables, val_source, labels, step)
 
@@ -220,7 +230,7 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
         source,
         config,
         labels,
-        mesh=runtime.data_mesh(),
+        mesh=runtime.data_mesh(config.spatial_shards),
         trimap_widths=config.eval.trimap_widths,
         upper_bounds=config.eval.upper_bounds,
         panels=config.eval.panels,
@@ -229,7 +239,8 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
     results = found.figures
     weights = f"{workdir}, step {step}" if step else config.init_from or str(workdir)
     settings = evaluate.settings(config, weights, len(source))
-    scoring.write(folder, found, labels, settings, config.crf)
+    if runtime.leads():
+        scoring.write(folder, found, labels, settings, config.crf)
     _write_metrics(workdir, step, config.eval.split, results)
     runtime.say(scoring.table(results))
     if left_out := results.get("left_out"):
@@ -356,12 +367,13 @@ def cli() -> int:
 
 def main() -> int:
     """The program of `sys.argv`; returns the exit code."""
-    argv = sys.argv
+    argv, together = sys.argv, False
     try:
         flags = command_line.parse(argv)
         if flags.help:
             print(command_line.help_text())
             return 0
+        together = _start_together(flags)
         run(
             flags.config,
             flags.mode,
@@ -372,21 +384,43 @@ def main() -> int:
             command_line.config_spec(argv),
             flags.truth,
         )
-    except UserError as error:
-        if "--debug" in argv:
+    except (Exception, KeyboardInterrupt) as error:
+        told, debug = _in_words(error), "--debug" in argv
+        if together and not isinstance(told, processes.OF_ALL):
+            processes.end_with(told, debug)
+        if debug or not isinstance(told, UserError):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-        exhausted = not isinstance(error, jax.errors.JaxRuntimeError) or (
-            "RESOURCE_EXHAUSTED" in str(error)
-        )
-        if "--debug" in argv or not exhausted:
-            raise
-        advice = "free disk or memory, check permissions, or lower train.batch_size"
-        print(f"error: {type(error).__name__}: {error}; {advice}", file=sys.stderr)
-        return ResourceError.exit_code
+        if runtime.leads():
+            prefix = "" if isinstance(told, Preempted) else "error: "
+            print(f"{prefix}{told}", file=sys.stderr)
+        return told.exit_code
     return 0
+
+
+def _start_together(flags) -> bool:
+    """Joins the run of several processes that the flags speak of; False if of none."""
+    given = flags.coordinator, flags.processes, flags.process
+    if not flags.distributed and given == (None, None, None):
+        return False
+    if flags.mode not in TOGETHER:
+        raise ConfigError(
+            f"--mode={flags.mode} is done by one process; several share {', '.join(TOGETHER)}"
+        )
+    if flags.config.deterministic:
+        runtime.make_deterministic()  # JAX's backends start with the next line
+    processes.start(*given)
+    return True
+
+
+def _in_words(error: BaseException) -> BaseException:
+    """`error`; of disk, memory or permissions the `ResourceError` that says what to do."""
+    exhausted = isinstance(error, (OSError, MemoryError)) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    )
+    if not exhausted:
+        return error
+    advice = "free disk or memory, check permissions, or lower train.batch_size"
+    return ResourceError(f"{type(error).__name__}: {error}; {advice}")
 
 
 if __name__ == "__main__":

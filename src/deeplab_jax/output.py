@@ -16,8 +16,19 @@ def write_whole(path: Path, content: bytes | str) -> None:
     os.replace(temporary, path)
 
 
+_silent = False
+
+
+def silence() -> None:
+    """From now on nothing is said and no progress shown: another process speaks for this one."""
+    global _silent
+    _silent = True
+
+
 def say(message: str) -> None:
     """Prints a line; above the progress bar if there is one."""
+    if _silent:
+        return
     # Names of files need not be text, and would end the program here.
     tqdm.write(message.encode(errors="backslashreplace").decode(), file=sys.stdout)
     sys.stdout.flush()
@@ -31,7 +42,7 @@ class Progress:
         self.every = every_seconds
         self.last = time.monotonic()
         self.bar = None
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not _silent:
             self.bar = tqdm(total=total, initial=initial, desc=what, file=sys.stdout, leave=False)
 
     def advance(self, count: int = 1) -> None:

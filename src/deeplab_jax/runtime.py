@@ -1,10 +1,11 @@
 """The machine: devices, metrics on disk, traces. No segmentation."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,37 @@ def make_deterministic() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
 
 
-def data_mesh() -> jax.sharding.Mesh:
-    """One mesh over all devices, with the axis "data"."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def leads() -> bool:
+    """Whether this is the process that writes and speaks for all (the only one, if alone)."""
+    return jax.process_index() == 0
+
+
+def data_mesh(height: int = 1, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """One mesh over devices, with the axes "data" (of the batch) and "height" (of the images).
+
+    Process by process: a process's devices hold a block of the batch, and whole images.
+
+    Args:
+      height: devices that share an image, `config.spatial_shards`.
+      devices: all there are, of all processes, if None.
+
+    Raises:
+      ConfigError: unless the devices of a process fall into groups of `height`.
+    """
+    devices = jax.devices() if devices is None else devices
+    for process in {device.process_index for device in devices}:
+        count = sum(device.process_index == process for device in devices)
+        if count % height:
+            raise ConfigError(
+                f"spatial_shards={height}: the {count} devices of process {process} do not "
+                "fall into groups of so many"
+            )
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return jax.sharding.Mesh(
+        np.array(ordered).reshape(-1, height),
+        ("data", "height"),
+        axis_types=(AxisType.Auto,) * 2,
+    )
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -64,24 +93,63 @@ def shard_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def check_batch_size(keyword: str, batch_size: int, devices: int) -> None:
-    """Raises ConfigError unless the batch divides over the devices."""
-    if batch_size < 1 or batch_size % devices:
-        near = max(devices, round(batch_size / devices) * devices)
+@dataclasses.dataclass(frozen=True)
+class SplitOverHeight:
+    """A Flax module that is applied to images [B, H, W, C] with a band of rows on each device.
+
+    The rest follows by XLA's propagation: neighbours exchange the rows that a convolution's taps
+    reach, however far, and any H will do. The outputs are split likewise.
+    """
+
+    module: Any
+    mesh: jax.sharding.Mesh
+
+    def apply(self, variables, images, **options):
+        return self.module.apply(variables, split_over_height(images, self.mesh), **options)
+
+
+def spatially(module: Any, mesh: jax.sharding.Mesh) -> Any:
+    """`module`, or `SplitOverHeight` where the mesh has devices that share an image."""
+    return module if spatial_shards(mesh) == 1 else SplitOverHeight(module, mesh)
+
+
+def spatial_shards(mesh: jax.sharding.Mesh) -> int:
+    """Devices that share an image."""
+    return mesh.shape.get("height", 1)
+
+
+def split_over_height(x: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
+    """Inside jit: [B, H, ...] with the batch over "data" and the rows over "height"."""
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", "height")))
+
+
+def check_batch_size(keyword: str, batch_size: int, shards: int) -> None:
+    """Raises ConfigError unless the batch divides over the devices, or groups of them."""
+    if batch_size < 1 or batch_size % shards:
+        near = max(shards, round(batch_size / shards) * shards)
         raise ConfigError(
-            f"{keyword}={batch_size} does not divide over {devices} devices; {near} would"
+            f"{keyword}={batch_size} does not divide over {shards} devices; {near} would"
         )
 
 
+def rounded_up(batch_size: int, mesh: jax.sharding.Mesh) -> int:
+    """The next size of a batch that divides over the mesh."""
+    shards = mesh.shape["data"]
+    return -(-batch_size // shards) * shards
+
+
 class MetricWriter:
-    """Appends one JSON object a line to metrics.jsonl; NaN and infinity become null."""
+    """Appends one JSON object a line to metrics.jsonl; NaN and infinity become null.
+
+    Of several processes only the first one writes.
+    """
 
     def __init__(self, path: Path):
         self.path = path
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of later steps, which a resumed run is about to write again."""
-        if not self.path.exists():
+        if not (leads() and self.path.exists()):
             return
         lines = self.path.read_text().splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
@@ -89,6 +157,8 @@ class MetricWriter:
             write_whole(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, values: Mapping[str, Any]) -> None:
+        if not leads():
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(finite(values), allow_nan=False) + "\n")

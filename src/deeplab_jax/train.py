@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deeplab_jax import checkpoint, losses, ops, optim, runtime
+from deeplab_jax import checkpoint, losses, ops, optim, processes, runtime
 from deeplab_jax.data.transforms import normalization
-from deeplab_jax.errors import ConfigError, DataError, NumericsError
+from deeplab_jax.errors import ConfigError, DataError, NumericsError, Preempted
 from deeplab_jax.meter import Meter
 from deeplab_jax.predict import normalize
 
@@ -75,17 +75,17 @@ def variable_shapes(module: nn.Module, channels: int = 3) -> Any:
 
 def check_batch(train: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError unless the batch splits into its parts over the devices."""
-    size, parts = train["batch_size"], train["accumulation_steps"]
-    runtime.check_batch_size("train.batch_size", size, mesh.size)
+    size, parts, shards = train["batch_size"], train["accumulation_steps"], mesh.shape["data"]
+    runtime.check_batch_size("train.batch_size", size, shards)
     if size == parts and train["fine_tune_batch_norm"]:
         raise ConfigError(
             f"train.batch_size={size} in {parts} parts: batch norm of the pooled features would "
             "see one value a channel; use larger parts or train.fine_tune_batch_norm=False"
         )
-    if parts < 1 or size % (parts * mesh.size):
+    if parts < 1 or size % (parts * shards):
         raise ConfigError(
             f"train.batch_size={size} does not split into train.accumulation_steps={parts} "
-            f"parts over {mesh.size} devices"
+            f"parts over {shards} devices"
         )
 
 
@@ -109,6 +109,7 @@ def make_step(
     data, train = config["data"], config["train"]
     parts = train["accumulation_steps"]
     check_batch(train, mesh)
+    module = runtime.spatially(module, mesh)
 
     def labelled(label):
         return jnp.sum(label != data["ignore_label"], dtype=jnp.float32)
@@ -132,7 +133,8 @@ def make_step(
             ignore_label=data["ignore_label"],
             align_corners=config["model"]["align_corners"],
         )
-        return loss * (labelled(part["label"]) / count), updated["batch_stats"]
+        share = labelled(part["label"]) / count
+        return loss * share.astype(loss.dtype), updated["batch_stats"]
 
     def step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(config["seed"]), state.step)
@@ -223,7 +225,7 @@ def begin(
     moving = trained(variables["params"], config["train"])
     optimizer = optim.optimizer(moving, schedule, config["optim"])
     state = init_state(variables, optimizer, config["train"])
-    state = jax.device_put(state, runtime.replicated(mesh))
+    state = processes.everywhere(state, mesh)
     return make_step(module, optimizer, schedule, config, mesh), state
 
 
@@ -261,6 +263,7 @@ def train(
 
     Raises:
       NumericsError: when the loss is no longer finite; the last checkpoint before is kept.
+      Preempted: after SIGTERM, with a checkpoint of the step that it came in.
       WeightsError: when the checkpoint does not fit.
       DataError: from the source.
     """
@@ -287,6 +290,7 @@ def train(
         with (
             runtime.Progress(steps, "train", initial=first, every_seconds=float("inf")) as progress,
             runtime.StepProfile(profile, first + 1) as profiled,
+            processes.Preemption() as preemption,
         ):
             for step in range(first + 1, steps + 1):
                 profiled.before(step, figures)
@@ -322,10 +326,18 @@ def train(
                         f"left {runtime.duration(left)}  "
                         f"data wait {100 * line['data_wait_share']:.0f} %"
                     )
-                if _due(step, train["checkpoint_every"]) or last:
+                preempted = preemption.reached(step)
+                if _due(step, train["checkpoint_every"]) or last or preempted:
                     _check_finite(jax.device_get(figures), step, manager)
                     saved = {"iterator": position, **position_check}
                     checkpoint.save(manager, step, state, saved)
+                if preempted:
+                    manager.wait_until_finished()
+                    manager.check_for_errors()
+                    raise Preempted(
+                        f"SIGTERM: step {step} of {steps} is saved in {workdir}; the same command "
+                        "goes on from there, with any number of devices"
+                    )
                 if _due(step, train["eval_every"]) and not last:
                     with meter.paused():
                         evaluate(state.variables, step)

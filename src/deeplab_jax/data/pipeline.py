@@ -191,20 +191,49 @@ class _Cached:
         return self.examples[index]
 
 
-def train_iterator(source, data: Mapping[str, Any], seed: int, batch_size: int) -> Loader:
-    """Endless batches {"image" [B, h, w, C] float32 0..255, "label" [B, h, w] int32}.
+class Share:
+    """One process's part of a source: every `count`-th example from the `index`-th on.
+
+    Each has its place in the whole as "index".
+    """
+
+    def __init__(self, source, index: int, count: int):
+        self.source, self.places = source, range(index, len(source), count)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict:
+        place = self.places[int(index)]
+        return self.source[place] | {"index": place}
+
+
+def train_iterator(
+    source,
+    data: Mapping[str, Any],
+    seed: int,
+    batch_size: int,
+    *,
+    process: int = 0,
+    processes: int = 1,
+) -> Loader:
+    """Endless batches {"image" [b, h, w, C] float32 0..255, "label" [b, h, w] int32}.
 
     Each epoch has an order of its own; every example is augmented from a random generator of
     its place in the stream. `get_state()` and `set_state()` save and restore the position.
-    Of images with a class each "label" is [B, 1, 1]. Where `data.augment_on` is "device" the
+    Of images with a class each "label" is [b, 1, 1]. Where `data.augment_on` is "device" the
     batches are those of `Augment.windows`.
+
+    Of each batch of B = `batch_size` this process has the `process`-th block of b = B / `processes`
+    examples. So the batches, and the position, are the same for any number of processes.
     """
+    size = batch_size // processes
     common = {"crop_size": tuple(data["crop_size"]), "flip": data["flip"]}
     examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if data["name"] in CLASSIFICATION:
         keys = ("min_crop_area", "max_aspect_ratio", "color_jitter")
         augment = RandomResizedCrop(**common, **{key: data[key] for key in keys})
-        batches = examples.random_map(augment).batch(batch_size, drop_remainder=True)
+        batches = examples.random_map(augment).batch(size, drop_remainder=True)
     else:
         channels = source[0]["image"].shape[-1]
         augment = Augment(
@@ -220,9 +249,9 @@ def train_iterator(source, data: Mapping[str, Any], seed: int, batch_size: int) 
             examples = examples.map(ResizeToRange(*(data[key] for key in sizes)))
         finish = augment.windows if data["augment_on"] == "device" else augment.batch
         batches = examples.random_map(augment.place).batch(
-            batch_size, drop_remainder=True, batch_fn=finish
+            size, drop_remainder=True, batch_fn=finish
         )
-    return Loader(batches, data["num_threads"], data["num_workers"])
+    return Loader(batches[process::processes], data["num_threads"], data["num_workers"])
 
 
 def eval_batches(source, crop_size, pad_value, batch_size: int):

@@ -100,6 +100,7 @@ def build(
     fuse_upsampled: bool = False,
     batch_norm_decay: float | None = None,
     batch_norm_epsilon: float | None = None,
+    batch_norm_groups: int = 1,
     heads: Mapping[str, int] | None = None,
     channel_groups: Sequence[int] | None = None,
     remat: bool = False,
@@ -168,6 +169,8 @@ def build(
       fuse_upsampled: take that maximum after upsampling to the image, not before.
       batch_norm_decay, batch_norm_epsilon: None takes the official code's, which differ between
         backbone and head; a decay given here goes for both, an epsilon for the backbone.
+      batch_norm_groups: parts of a batch that have statistics of their own in training. As many as
+        devices: none waits for the others' there, as in the official code on several GPUs.
       heads: {name: classes} of further label maps; the output is then a dict with theirs beside
         "logits", and an example's labels for NAME are its "label_NAME".
       channel_groups: channels of an image that go through a net each, whose scores are summed:
@@ -229,7 +232,7 @@ def build(
 
     family = "own" if own else backbone.split("_")[0]
     decay, epsilon = BACKBONE_NORM.get(family, HEAD_NORM)
-    norm = _norm(batch_norm_decay or decay, batch_norm_epsilon or epsilon, dtype)
+    norm = _norm(batch_norm_decay or decay, batch_norm_epsilon or epsilon, batch_norm_groups, dtype)
     encoder = _encoder(
         backbone,
         output_stride=output_stride,
@@ -247,7 +250,7 @@ def build(
     )
     decay, epsilon = HEAD_NORM
     common = {
-        "norm": _norm(batch_norm_decay or decay, epsilon, dtype),
+        "norm": _norm(batch_norm_decay or decay, epsilon, batch_norm_groups, dtype),
         "dtype": jnp.dtype(dtype),
     }
     pooling = {"pooling_window": None, "pooling_stride": tuple(image_pooling_stride)}
@@ -470,8 +473,10 @@ def _imported(name: str) -> Callable[..., nn.Module]:
         raise ValueError(f"backbone {name!r}: {error}") from error
 
 
-def _norm(decay: float, epsilon: float, dtype: str):
-    return partial(BatchNorm, momentum=decay, epsilon=epsilon, dtype=jnp.dtype(dtype))
+def _norm(decay: float, epsilon: float, groups: int, dtype: str):
+    return partial(
+        BatchNorm, momentum=decay, epsilon=epsilon, groups=groups, dtype=jnp.dtype(dtype)
+    )
 
 
 def _check(keyword: str, value, allowed) -> None:

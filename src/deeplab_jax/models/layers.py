@@ -32,11 +32,14 @@ class BatchNorm(nn.Module):
     Attributes:
       momentum: share of the old running statistics kept at each step.
       epsilon: added to the variance.
+      groups: parts of the batch, one after the other, that are each normalised by their own
+        statistics; the running ones move towards the parts' mean.
       dtype: of the output; statistics are computed in float32 or wider.
     """
 
     momentum: float
     epsilon: float
+    groups: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -55,13 +58,13 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if train:
-            count = x.size // channels
+            count = x.size // channels // self.groups
             if count == 1 and not self.is_initializing():
                 raise ValueError(
                     f"batch norm {'/'.join(self.path)} would see a single value per channel "
                     f"(input {x.shape}): use a larger batch, or train.fine_tune_batch_norm=False"
                 )
-            x, mean, var = ops.batch_norm(x, scale, bias, self.epsilon)
+            x, mean, var = self._by_group(x, scale, bias)
             if not self.is_initializing():
                 keep = self.momentum
                 unbiased = var * (count / max(count - 1, 1))
@@ -71,6 +74,15 @@ class BatchNorm(nn.Module):
         mean, var = running_mean.value.astype(wide), running_var.value.astype(wide)
         factor = scale.astype(wide) * jax.lax.rsqrt(var + self.epsilon)
         return (x.astype(wide) * factor + (bias.astype(wide) - mean * factor)).astype(self.dtype)
+
+    def _by_group(self, x, scale, bias):
+        if self.groups == 1:
+            return ops.batch_norm(x, scale, bias, self.epsilon)
+        parts = x.reshape(self.groups, -1, *x.shape[1:])
+        parts, means, variances = jax.vmap(
+            lambda part: ops.batch_norm(part, scale, bias, self.epsilon)
+        )(parts)
+        return parts.reshape(x.shape), means.mean(axis=0), variances.mean(axis=0)
 
 
 class ConvBN(nn.Module):

@@ -1,0 +1,206 @@
+"""Several processes as one run: how they start, what they tell each other, how they end together.
+
+JAX has the engine: every process runs the same program, and arrays lie on the devices of all
+(jax.distributed). Here is what a program has to add.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from deeplab_jax import output, runtime
+from deeplab_jax.errors import (
+    ConfigError,
+    NumericsError,
+    Preempted,
+    ResourceError,
+    UserError,
+)
+
+OF_ALL = (NumericsError, Preempted)  # errors that all processes raise, at the same step
+
+LOST = (
+    "another process of this run has ended or cannot be reached; what it said tells why. The same "
+    "command, given to all again, goes on from the last checkpoint"
+)
+# Of errors that mean this, in the words of the libraries underneath.
+_LOST_WORDS = ("gloo", "nccl", "coordination service", "heartbeat", "peer", "unavailable")
+
+
+def start(
+    coordinator: str | None = None, count: int | None = None, index: int | None = None
+) -> None:
+    """Joins this process to a run of several; before anything else that JAX does.
+
+    Where nothing is given the cluster's environment says it: SLURM, Open MPI, Cloud TPU, GKE.
+    All but the first process are silent from here on. If another one is lost, this one ends with
+    a sentence and `ResourceError.exit_code`: at once if it waits for that one, else when
+    its heartbeats have failed for 100 s.
+
+    Args:
+      coordinator: HOST:PORT of the first process, at a port that is free there.
+      count: processes of the run.
+      index: of this one, from 0.
+
+    Raises:
+      ConfigError: if they do not say enough, or the others do not come.
+    """
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"--distributed: {str(error).splitlines()[0]}. Outside SLURM, Open MPI and TPU pods "
+            "give --coordinator=HOST:PORT --processes=N --process=I, on every machine"
+        ) from error
+    _speak_when_aborted()
+    if not runtime.leads():
+        output.silence()
+    _connect()
+
+
+def _connect() -> None:
+    """Lets the devices find each other now, when all are here.
+
+    On CPUs they do so at the first sum that they share, and no one waits there for more than 30 s
+    (later for any time): a process that compiles or reads its data for longer would be lost.
+    """
+    mesh = runtime.data_mesh()
+    ones = jax.make_array_from_process_local_data(
+        runtime.batch_sharding(mesh), np.ones(jax.local_device_count(), np.float32)
+    )
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=runtime.replicated(mesh))(ones))
+    multihost_utils.process_allgather(np.zeros(1, np.float32))
+
+
+def _speak_when_aborted() -> None:
+    """A lost process makes JAX abort the others, from a thread of its own: no exception to catch,
+    and Python's own signal handlers would come too late."""
+
+    def speak(_):
+        os.write(2, f"error: {LOST}\n".encode())
+        os._exit(ResourceError.exit_code)
+
+    global _handler
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(speak)
+    ctypes.CDLL(None).signal(signal.SIGABRT, _handler)
+
+
+def end_with(error: BaseException, debug: bool) -> None:
+    """Ends this process, one of several, as `error` says, without waiting for the others.
+
+    They may be waiting for this one. The first, without which none can live, gives them time to
+    end for reasons of their own.
+    """
+    lost = not isinstance(error, UserError) and any(w in str(error).lower() for w in _LOST_WORDS)
+    who = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, KeyboardInterrupt):
+        code = 128 + signal.SIGINT
+    elif debug or not (lost or isinstance(error, UserError)):
+        traceback.print_exception(error)
+        code = getattr(error, "exit_code", 1)
+    elif lost:
+        print(f"error ({who}): {LOST} ({str(error).splitlines()[0]})", file=sys.stderr)
+        code = ResourceError.exit_code
+    else:
+        print(f"error ({who}): {error}", file=sys.stderr)
+        code = error.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if runtime.leads():
+        time.sleep(3)
+    os._exit(code)
+
+
+def place() -> tuple[int, int]:
+    """(this process's index, how many there are)."""
+    return jax.process_index(), jax.process_count()
+
+
+def everywhere(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Arrays of this process → the first process's values, whole on every device of the mesh."""
+    sharding = runtime.replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    # Not every process's own: what two kinds of machines compute differs in the last bits.
+    tree = multihost_utils.broadcast_one_to_all(tree)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def own(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """`tree`, whole on every device of all, as arrays on the `mesh` of this process's alone."""
+    sharding = runtime.replicated(mesh)
+
+    def copies(x):
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        shards = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
+
+    return jax.tree.map(copies, tree)
+
+
+def own_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """The part of a mesh that is this process's."""
+    return runtime.data_mesh(runtime.spatial_shards(mesh), jax.local_devices())
+
+
+def total(number: int) -> int:
+    """The sum of every process's number; call it in all of them."""
+    return int(np.sum(gathered(np.array([number]))))
+
+
+def gathered(array: np.ndarray) -> list[np.ndarray]:
+    """Every process's `array`, which may differ in length; call it in all of them."""
+    if jax.process_count() == 1:
+        return [array]
+    # As bytes: JAX would make 32 bits of 64.
+    mine = np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8).ravel()
+    lengths = multihost_utils.process_allgather(np.int32(len(array)))
+    sizes = multihost_utils.process_allgather(np.int32(mine.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: mine.size] = mine
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        np.asarray(row[:size]).copy().view(array.dtype).reshape(length, *array.shape[1:])
+        for row, size, length in zip(rows, sizes, lengths)
+    ]
+
+
+class Preemption:
+    """Tells the loop of training, after a step, that SIGTERM came and this step is the last.
+
+    Of several processes each learns it at the same step, whichever got the signal: JAX catches it
+    (jax_enable_preemption_service). Alone, this does. Use it in a `with`.
+    """
+
+    def __init__(self):
+        self.asked, self.former = False, None
+
+    def reached(self, step: int) -> bool:
+        """Call it after every step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.asked
+
+    def _ask(self, *_):
+        self.asked = True
+
+    def __enter__(self):
+        main = threading.current_thread() is threading.main_thread()
+        if main and jax.process_count() == 1:  # a thread's signals are not its own
+            self.former = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        if self.former is not None:
+            signal.signal(signal.SIGTERM, self.former)
