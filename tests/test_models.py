@@ -184,6 +184,27 @@ def test_batch_norm_in_training_equals_the_reference():
     np.testing.assert_allclose(stats["var"], golden["moving_variance"], atol=1e-6)
 
 
+def test_batch_norm_by_groups_is_that_of_each_part_of_the_batch():
+    x = jax.random.normal(jax.random.key(0), (4, 5, 7, 3)) * jnp.arange(1.0, 5)[:, None, None, None]
+    whole, halves = (models.BatchNorm(momentum=0.9, epsilon=1e-3, groups=n) for n in (1, 2))
+    variables = whole.init(jax.random.key(1), x, False)
+
+    def forward(x, norm):
+        return norm.apply(variables, x, True, mutable=["batch_stats"])
+
+    (y, updated), parts = forward(x, halves), [forward(part, whole) for part in (x[:2], x[2:])]
+    np.testing.assert_allclose(y, jnp.concatenate([y for y, _ in parts]), atol=1e-6)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *(stats for _, stats in parts))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updated, mean)
+    assert abs(y - forward(x, whole)[0]).max() > 0.1
+
+    def slope(x, norm):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(forward(x, norm)[0])))(x)
+
+    expected = jnp.concatenate([slope(part, whole) for part in (x[:2], x[2:])])
+    np.testing.assert_allclose(slope(x, halves), expected, atol=1e-5)
+
+
 def test_a_single_value_per_channel_is_refused_in_training():
     module = models.build(**MOBILE, width_multiplier=0.5)
     images = jnp.zeros((1, 33, 33, 3))

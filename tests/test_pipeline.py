@@ -25,10 +25,11 @@ from deeplab_jax.meter import Meter
 from deeplab_jax.train import finisher
 
 
-def stream(root, threads=1, workers=0, **changes):
+def stream(root, threads=1, workers=0, process=0, processes=1, **changes):
     source = folder.source(root, "all", labels((), 3))
     data = DATA | {"num_threads": threads, "num_workers": workers} | changes
-    return pipeline.train_iterator(source, data, seed=3, batch_size=3)
+    several = {"process": process, "processes": processes}
+    return pipeline.train_iterator(source, data, seed=3, batch_size=3, **several)
 
 
 def take(batches, count):
@@ -81,6 +82,32 @@ def test_one_worker_goes_on_where_threads_stopped_and_tells_of_a_bad_file_as_the
             said.append(str(caught.value))
     assert said[0] == said[1]
     assert "not a readable image" in said[0]
+
+
+def test_processes_have_each_a_block_of_the_batches_of_one_wherever_they_go_on(root):
+    with stream(root) as whole:
+        expected = take(whole, 4)
+    blocks = []
+    for process in range(3):
+        with stream(root, process=process, processes=3) as share:
+            share.set_state({"next_index": 1})
+            blocks.append(take(share, 3))
+            assert share.get_state() == {"next_index": 4}
+    joined = [
+        {key: np.concatenate([b[key] for b in step]) for key in step[0]} for step in zip(*blocks)
+    ]
+    assert_same(joined, expected[1:])
+
+
+def test_shares_of_a_split_are_apart_and_know_their_places(root):
+    whole = folder.source(root, "all", labels((), 3))
+    shares = [pipeline.Share(whole, process, 9) for process in range(9)]
+    assert [len(share) for share in shares] == [1] * 7 + [0] * 2
+    two = [pipeline.Share(whole, process, 2) for process in range(2)]
+    seen = {example["index"]: example for share in two for example in share}
+    assert sorted(seen) == list(range(7))
+    for place, example in seen.items():
+        np.testing.assert_array_equal(example["image"], whole[place]["image"])
 
 
 def test_going_back_gives_the_batches_again(root):

@@ -313,8 +313,8 @@ def train(
                     jax.block_until_ready(meter.figures[-3])
                 progress.advance()
 
-                last = step == steps
-                if _due(step, config["log_every"]) or last:
+                last, preempted = step == steps, preemption.reached(step)
+                if _due(step, config["log_every"]) or last or preempted:
                     line = {"step": step} | meter.finish()
                     _check_finite(line, step, manager)
                     left = (steps - step) * train["batch_size"] / line["images_per_second"]
@@ -326,7 +326,6 @@ def train(
                         f"left {runtime.duration(left)}  "
                         f"data wait {100 * line['data_wait_share']:.0f} %"
                     )
-                preempted = preemption.reached(step)
                 if _due(step, train["checkpoint_every"]) or last or preempted:
                     _check_finite(jax.device_get(figures), step, manager)
                     saved = {"iterator": position, **position_check}
