@@ -93,30 +93,52 @@ def our_stream(megabytes: int):
     return lambda: add(x).block_until_ready(), {"bytes": 2 * x.nbytes}  # read and written
 
 
-def our_training(case: str, size: int, batch: int, dtype: str = "float32", remat: bool = False):
-    """(jitted training step, its state, its batch): step(state, batch) → (state, figures)."""
+def our_training(
+    case: str,
+    size: int,
+    batch: int,
+    dtype: str = "float32",
+    remat: bool = False,
+    groups: int = 1,
+    height: int = 1,
+):
+    """(jitted training step, its state, its batch): step(state, batch) → (state, figures).
+
+    Over all devices; `groups` of batch norm, `height` devices that share an image.
+    """
     import jax
 
     from deeplab_jax import config as configuration
     from deeplab_jax import models, runtime, train
 
     model = keywords(case) | {"dtype": dtype, "align_corners": True, "remat": remat}
+    model["batch_norm_groups"] = groups
     # One rate for all, as torch has it.
     overrides = {"train.batch_size": batch, "optim.bias_gradient_multiplier": 1.0}
     config = configuration.load(f"{CONFIG}:voc", overrides).to_dict()
     config["model"] = model
     module = models.build(**model)
     variables = train.init_variables(module, 0)
-    mesh = runtime.data_mesh()
+    mesh = runtime.data_mesh(height)
     step, state = train.begin(module, variables, config, mesh)
     images, masks = _batch(size, batch)
     data = runtime.shard_batch({"image": images, "label": masks}, mesh)
     return step, jax.block_until_ready(state), data
 
 
-def our_step(case: str, size: int, batch: int, dtype: str = "float32", remat: bool = False):
-    """One training step on a batch that is on the device."""
+def our_step(
+    case: str,
+    size: int,
+    batch: int,
+    dtype: str = "float32",
+    remat: bool = False,
+    devices: int | None = None,
+):
+    """One training step on a batch that is on the device, or on so many CPU devices."""
     import jax
+
+    if devices is not None:
+        jax.config.update("jax_num_cpu_devices", devices)
 
     step, state, data = our_training(case, size, batch, dtype, remat)
 

@@ -71,7 +71,8 @@ def _row(row: Row, job: Job | None, left_out, seeds, out) -> dict[str, Any]:
     runs = [_read(job.folder(out, seed) / "run.json") for seed in there]
     subset = job.config["eval.class_subset"] if there else ()
     figures = [_number_or_nan(figure(found, subset)) for found in results]
-    trimaps = [found.get("trimap_mean_iou", {}) for found in results]
+    key = f"trimap_mean_iou_{len(subset)}" if subset else "trimap_mean_iou"
+    trimaps = [found.get(key, {}) for found in results]
     return given | {
         "ours": float(np.mean(figures)) if figures else None,
         "spread": spread(figures),

@@ -271,6 +271,20 @@ def test_a_straight_edge_is_found_between_the_cells_it_runs_through():
     assert bounds == {"8": pytest.approx(expected), "1": 1.0}
 
 
+def test_a_subset_of_the_classes_has_figures_of_its_own_near_boundaries_too():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (4, 6)).repeat(5, 0).repeat(5, 1)
+    preds = np.where(labels == 2, 0, labels)
+    tally = evaluate.Tally(3, 255, (1, 40))
+    tally.add(labels, preds)
+    figures = tally.results(("a", "b", "c"), (1, 2))
+    assert figures["mean_iou_2"] == 0.5 == figures["trimap_mean_iou_2"]["40"]
+    near = metrics.boundary_distance(labels, 255) <= 1
+    expected = metrics.mean_iou(metrics.confusion(labels[near], preds[near], 3), (1, 2))
+    assert figures["trimap_mean_iou_2"]["1"] == expected
+    assert figures["trimap_mean_iou"]["1"] != expected
+
+
 def test_figures_equal_a_computation_from_sets_of_pixels():
     """VOC's and Cityscapes' scripts define them by intersections and unions; so does this."""
     rng = np.random.default_rng(0)

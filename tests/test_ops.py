@@ -5,7 +5,7 @@ import pytest
 from conftest import GOLDEN
 
 from deeplab_jax import ops
-from deeplab_jax.ops import atrous, depthwise, stem, winograd
+from deeplab_jax.ops import atrous, convolution, depthwise, stem, winograd
 from deeplab_jax.ops.convolution import cpu_form
 
 CASES = [
@@ -45,6 +45,15 @@ DEPTHWISE_CASES = [
     ((3, 3), (9, 9), 1, (1, 1), ((0, 0), (0, 0))),
     ((4, 2), (9, 9), 3, (1, 2), ((1, 1), (2, 2))),
 ]
+
+
+def test_the_kernel_gradient_of_1x1_convolutions_is_one_on_all_platforms():
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 5, 7, 3)), rng.standard_normal((2, 5, 7, 4))
+    with jax.enable_x64(True):
+        expected = np.einsum("bhwi,bhwo->io", x, dy)
+        for form in (convolution._over_rows, convolution._over_pixels):
+            np.testing.assert_allclose(form(jnp.asarray(x), jnp.asarray(dy)), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", DEPTHWISE_CASES, ids=str)

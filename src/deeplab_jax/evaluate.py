@@ -47,8 +47,8 @@ class Tally:
         self.bounds = dict(zip(upper_bounds, others[len(self.bands) :]))
         self.images: dict[int, np.ndarray] | None = {} if each_image else None
 
-    def add(self, labels: np.ndarray, preds: np.ndarray, place: int = 0) -> float:
-        """Counts labels and preds [H, W], of the image at `place`; returns their own mean IoU."""
+    def add(self, labels: np.ndarray, preds: np.ndarray, place: int | None = None) -> float:
+        """Counts labels and preds [H, W], of the image at `place` (the next); returns its mean IoU."""
         counts = metrics.confusion(labels, preds, self.num_classes, self.ignore_label)
         self.total += counts
         found = [counts]
@@ -63,6 +63,7 @@ class Tally:
                 )
                 band += found[-1]
         if self.images is not None:
+            place = len(self.images) if place is None else place
             self.images[place] = np.stack(found).astype(np.int32)
         for factor, bound in self.bounds.items():
             coarse = metrics.coarsened(labels, factor, ignore_label=self.ignore_label)
@@ -97,11 +98,19 @@ class Tally:
         results["iou"] = dict(zip(names, metrics.class_iou(self.total).tolist()))
         predicted = self.total.sum(axis=0) / max(self.total.sum(), 1)
         results["predicted_share"] = dict(zip(names, predicted.tolist()))
-        several = {"trimap_mean_iou": self.bands, "upper_bounds": self.bounds}
-        for key, counts in several.items():
-            if counts:
-                results[key] = {str(n): metrics.mean_iou(count) for n, count in counts.items()}
+        if self.bands:
+            results["trimap_mean_iou"] = _mean_ious(self.bands)
+            if class_subset:
+                of_subset = _mean_ious(self.bands, class_subset)
+                results[f"trimap_mean_iou_{len(class_subset)}"] = of_subset
+        if self.bounds:
+            results["upper_bounds"] = _mean_ious(self.bounds)
         return results
+
+
+def _mean_ious(counts: Mapping[int, np.ndarray], classes: Sequence[int] | None = None):
+    """JSON-able, by what the counts are by."""
+    return {str(key): metrics.mean_iou(count, classes) for key, count in counts.items()}
 
 
 class Shown:

@@ -119,7 +119,9 @@ def spatial_shards(mesh: jax.sharding.Mesh) -> int:
 
 
 def split_over_height(x: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
-    """Inside jit: [B, H, ...] with the batch over "data" and the rows over "height"."""
+    """Inside jit: [B, H, ...] with the batch over "data" and the rows over "height", if any."""
+    if spatial_shards(mesh) == 1:
+        return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", "height")))
 
 

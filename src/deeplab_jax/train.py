@@ -137,6 +137,7 @@ def make_step(
         return loss * share.astype(loss.dtype), updated["batch_stats"]
 
     def step(state: TrainState, batch):
+        batch = jax.tree.map(lambda x: runtime.split_over_height(x, mesh), batch)
         key = jax.random.fold_in(jax.random.key(config["seed"]), state.step)
         count = jnp.maximum(labelled(batch["label"]), 1)  # a batch may be void throughout
         moving = trained(state.params, train)

@@ -138,8 +138,18 @@ def _pointwise_bwd(residuals, dy):
     x, kernel = residuals
     dy = lax.optimization_barrier(dy)
     dx = lax.dot_general(dy, kernel, (((3,), (1,)), ((), ())))
-    rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return dx, lax.dot_general(rows[0].T, rows[1], (((1,), (0,)), ((), ())))
+    return dx, lax.platform_dependent(x, dy, cpu=_over_rows, default=_over_pixels)
+
+
+def _over_rows(x, dy):
+    """Sum over pixels of x dy' [I, O]; on CPU a tenth or more faster so than `_over_pixels`."""
+    return x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+
+
+def _over_pixels(x, dy):
+    """The same; as one axis of pixels, images split over their height would have to be gathered."""
+    pixels = (0, 1, 2)
+    return lax.dot_general(x, dy, ((pixels, pixels), ((), ())))
 
 
 _pointwise.defvjp(_pointwise_fwd, _pointwise_bwd)
