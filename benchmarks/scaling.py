@@ -1,12 +1,10 @@
-"""Many devices: what a step takes on two, what devices send each other, what that foretells.
+"""Many devices: what a step takes on two of them, and what devices send each other.
 
 python benchmarks/scaling.py [--cases "v3plus xception_65 16" ...] [--size 513] [--devices 8]
 
-Three tables. `scaling`: training steps on one and two CPU devices of this machine, in turn.
+Two tables. `scaling`: training steps on one and two CPU devices of this machine, in turn.
 `scaling_collectives`: the collectives in the program that XLA compiles for `--devices`, their
-number and bytes; nothing runs. `scaling_predicted`: the share of N times one GPU's speed that is
-left with the collectives, calculated from the second table, the links' speeds and an assumed
-step: no GPU was asked.
+number and the bytes of their results; nothing runs. `forecast.py` calculates from them.
 """
 
 import argparse
@@ -57,42 +55,6 @@ def measured(case: str, size: int, batch: int, rounds: int) -> dict[str, dict]:
     return contest.contest(entrants, rounds=rounds)
 
 
-def exchange(volume: float, devices: int, args) -> float:
-    """Seconds of one sum of so many bytes over all devices: in nodes, then between them.
-
-    Ring or tree, 2 (n - 1) / n of the bytes pass every link of n; between nodes each GPU sends its
-    own part over its own network link.
-    """
-    inside = min(devices, args.node)
-    nodes = devices / inside
-    seconds = 2 * (inside - 1) / inside * volume / (1e9 * args.node_gbs)
-    return seconds + 2 * (nodes - 1) / nodes * volume / inside / (1e9 * args.network_gbs)
-
-
-def latency(devices: int, args) -> float:
-    """Seconds that a small sum takes."""
-    nodes = max(devices / args.node, 1)
-    return 1e-6 * (args.node_us + args.network_us * math.log2(nodes))
-
-
-def sums(found: dict) -> int:
-    return found["collectives"]["all-reduce"][0]
-
-
-def predicted(case: str, together: dict, apart: dict, args) -> list[list]:
-    """Rows of the third table, from the programs with batch norm over all and by device."""
-    operations = 3 * contenders.gigaflops(case, args.size, args.per_device) * 1e9
-    step = operations / (1e12 * args.teraflops * args.share)
-    rows = []
-    for devices in (8, 64, 512):
-        gradients = exchange(together["gradient"], devices, args)
-        norms = (sums(together) - sums(apart)) * latency(devices, args)
-        hidden = max(0, gradients - 2 / 3 * step)  # behind the backward pass
-        left = [100 * step / (step + t) for t in (gradients + norms, hidden + norms, hidden)]
-        rows.append([case, devices, *(1e3 * t for t in (step, gradients, norms)), *left])
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", nargs="*", default=CASES)
@@ -104,14 +66,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--height", type=int, default=4, help="devices that share an image")
     parser.add_argument("--tall", type=int, nargs=2, default=[1025, 1], help="size, batch of these")
-    links = parser.add_argument_group("assumed of a GPU and its links")
-    links.add_argument("--teraflops", type=float, default=495, help="H100, TF32 without sparsity")
-    links.add_argument("--share", type=float, default=0.25, help="of them that training reaches")
-    links.add_argument("--node", type=int, default=8, help="GPUs of a node")
-    links.add_argument("--node-gbs", type=float, default=450, help="GB/s a GPU, one way: NVLink 4")
-    links.add_argument("--network-gbs", type=float, default=50, help="GB/s a GPU: 400 Gbit/s")
-    links.add_argument("--node-us", type=float, default=15, help="a small sum in a node, µs")
-    links.add_argument("--network-us", type=float, default=10, help="more per doubling of nodes")
     args = parser.parse_args()
 
     result = measured(args.measured, args.measured_size, 8, args.rounds)
@@ -122,7 +76,7 @@ def main() -> None:
     columns = ("training step", "CPU", "batch", "ms", "first call s", "peak MB")
     contest.write("scaling", f"Two CPU devices, {args.measured_size} px", columns, rows, result)
 
-    rows, raw, forecasts = [], [], []
+    rows, raw = [], []
     batch = args.devices * args.per_device
     tall, of_tall = args.tall
     plans = [
@@ -150,16 +104,10 @@ def main() -> None:
                 found["scratch"] / 1e6,
             ]
         )
-        if groups > 1:  # after the same with one
-            forecasts += predicted(case, raw[-2], raw[-1], args)
     columns = ("training step", "px", "batch", "norm groups", "share an image", "gradient MB")
     columns += tuple(f"{kind}{unit}" for kind in KINDS[:3] for unit in ("", " MB"))
     title = f"Collectives of a step on {args.devices} devices"
     contest.write("scaling_collectives", title, (*columns, "scratch MB"), rows, raw)
-    columns = ("training step", "GPUs", "step ms, assumed", "gradients ms", "norms ms", "% left")
-    columns += ("% left, gradients behind the backward pass", "% left, norm by device, too")
-    title = f"Predicted, {args.per_device} images of {args.size} px a GPU, from assumptions"
-    contest.write("scaling_predicted", title, columns, forecasts, vars(args))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import CHILD_ENVIRONMENT
+from PIL import Image
+from test_train import small
+
+from deeplab_jax import main
+from deeplab_jax.errors import ConfigError
 
 # Of a program with eight devices: the losses and the parameters of 20 steps on some of them.
 STEPS = """
@@ -107,3 +113,23 @@ print(json.dumps(float(np.abs(split(*everywhere) - alone).max()) / spread))
 )
 def test_a_band_of_rows_a_device_gives_the_logits_of_whole_images(network):
     assert with_eight_devices(LOGITS, network) < 1e-4
+
+
+def test_training_evaluation_and_prediction_with_two_devices_an_image(data_folder, tmp_path):
+    found = {}
+    for shards in (1, 2):
+        workdir = tmp_path / str(shards)
+        config = small(data_folder, spatial_shards=shards, train__steps=2, log_every=1)
+        main.run(config, "train", workdir)
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        losses = [line["loss"] for line in lines if "loss" in line]
+        main.run(config, "predict", workdir, str(data_folder / "images"))
+        masks = sorted((workdir / "predictions" / "labels").iterdir())
+        results = json.loads((workdir / "eval" / "results.json").read_text())
+        found[shards] = losses, np.stack([Image.open(mask) for mask in masks]), results
+    (losses, masks, results), (split_losses, split_masks, split_results) = found.values()
+    np.testing.assert_allclose(split_losses, losses, rtol=1e-4)
+    assert (split_masks != masks).mean() < 0.01  # near ties
+    assert split_results["pixel_accuracy"] == pytest.approx(results["pixel_accuracy"], abs=0.01)
+    with pytest.raises(ConfigError, match="2 devices of process 0 do not fall into groups of"):
+        main.run(small(data_folder, spatial_shards=3), "train", tmp_path / "3")

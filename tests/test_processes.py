@@ -31,29 +31,43 @@ CHANGES = SMALL | {
 }
 
 
+def slurm_of(task: int, count: int, job: int) -> dict[str, str]:
+    """What SLURM tells a task of `count` on this machine."""
+    given = {"JOB_ID": job, "NTASKS": count, "PROCID": task, "LOCALID": task, "STEP_NUM_NODES": 1}
+    return {f"SLURM_{key}": str(value) for key, value in given.items()} | {
+        "SLURM_STEP_NODELIST": "localhost"
+    }
+
+
 class Run:
     """Processes of the command line on one workdir; ended, come what may."""
 
-    def __init__(self, root, workdir, count, **changes):
+    def __init__(self, root, workdir, count, *, slurm=False, **changes):
         changes = CHANGES | {"data.root": str(root)} | changes
         arguments = [f"--config.{key}={value}" for key, value in changes.items()]
         with socket.socket() as free:
             free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
+            port = free.getsockname()[1]
         self.processes, self.logs = [], []
         for i in range(count):
-            together = [f"--coordinator={address}", f"--processes={count}", f"--process={i}"]
+            together, environment = [], dict(ENVIRONMENT)
+            if slurm:
+                together = ["--distributed"]
+                environment |= slurm_of(i, count, job=port)
+            elif count > 1:
+                together = [f"--coordinator=localhost:{port}", f"--processes={count}"]
+                together.append(f"--process={i}")
             self.logs.append(workdir.with_name(f"{workdir.name}.{i}.log"))
             command = [
                 *(sys.executable, "-m", "deeplab_jax.main"),
                 f"--config={CONFIGS}/v3plus.py:mobilenet_v2,folder",
                 f"--workdir={workdir}",
                 *arguments,
-                *(together if count > 1 else []),
+                *together,
             ]
             with self.logs[-1].open("w") as log:
                 self.processes.append(
-                    subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=log)
                 )
 
     def __enter__(self):
@@ -130,12 +144,13 @@ def test_two_processes_that_are_stopped_and_killed_go_on_as_one_that_never_was(t
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_what_one_does(tmp_path):
+def test_two_tasks_of_slurm_evaluate_what_one_process_does(tmp_path):
     root = write_folder(tmp_path / "data", count=5)
     found = {}
     for count in (1, 2):
         workdir = tmp_path / str(count)
-        with Run(root, workdir, count, **{"train.steps": 2, "eval.image_counts": True}) as run:
+        changes = {"train.steps": 2, "eval.image_counts": True}
+        with Run(root, workdir, count, slurm=count > 1, **changes) as run:
             assert run.codes() == [0] * count, run.said(0) + run.said(count - 1)
         results = json.loads((workdir / "eval" / "results.json").read_text())
         results.pop("settings")

@@ -48,7 +48,10 @@ class Tally:
         self.images: dict[int, np.ndarray] | None = {} if each_image else None
 
     def add(self, labels: np.ndarray, preds: np.ndarray, place: int | None = None) -> float:
-        """Counts labels and preds [H, W], of the image at `place` (the next); returns its mean IoU."""
+        """Counts labels and preds [H, W]; returns their own mean IoU.
+
+        `place` is the image's in the split, the next one if None.
+        """
         counts = metrics.confusion(labels, preds, self.num_classes, self.ignore_label)
         self.total += counts
         found = [counts]

@@ -266,6 +266,11 @@ def _predict(config, workdir: Path, input: str | None, output: Path | None):
     variables, _ = networks.trained(config, workdir, module, 3)
     # Not frozen: images differ in size, and constants would make every size compile for longer.
     variables = fold_batch_norm(eval_module, variables)
+    if config.spatial_shards > 1:
+        devices = jax.local_devices()[: config.spatial_shards]
+        mesh = runtime.data_mesh(config.spatial_shards, devices)
+        eval_module = runtime.spatially(eval_module, mesh)
+        variables = processes.own(variables, mesh)
     labels = classes.labels_of(config, workdir)
     options = configuration.predict_options(config)
     more = {key: config.predict[key] for key in ("batch_size", "archive")}
