@@ -395,7 +395,7 @@ def main() -> int:
             processes.end_with(told, debug)
         if debug or not isinstance(told, UserError):
             raise
-        if runtime.leads():
+        if not together or runtime.leads():
             prefix = "" if isinstance(told, Preempted) else "error: "
             print(f"{prefix}{told}", file=sys.stderr)
         return told.exit_code

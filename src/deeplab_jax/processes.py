@@ -87,7 +87,7 @@ def _speak_when_aborted() -> None:
     and Python's own signal handlers would come too late."""
 
     def speak(_):
-        os.write(2, f"error: {LOST}\n".encode())
+        os.write(2, f"error: {LOST} (JAX's own words are above)\n".encode())
         os._exit(ResourceError.exit_code)
 
     global _handler
