@@ -42,7 +42,8 @@ def slurm_of(task: int, count: int, job: int) -> dict[str, str]:
 class Run:
     """Processes of the command line on one workdir; ended, come what may."""
 
-    def __init__(self, root, workdir, count, *, slurm=False, **changes):
+    def __init__(self, root, workdir, count, *, slurm=False, mode="train", last=None, **changes):
+        """`last` is another workdir, for the last process."""
         changes = CHANGES | {"data.root": str(root)} | changes
         arguments = [f"--config.{key}={value}" for key, value in changes.items()]
         with socket.socket() as free:
@@ -61,7 +62,8 @@ class Run:
             command = [
                 *(sys.executable, "-m", "deeplab_jax.main"),
                 f"--config={CONFIGS}/v3plus.py:mobilenet_v2,folder",
-                f"--workdir={workdir}",
+                f"--workdir={last if last and i == count - 1 else workdir}",
+                f"--mode={mode}",
                 *arguments,
                 *together,
             ]
@@ -155,8 +157,20 @@ def test_two_tasks_of_slurm_evaluate_what_one_process_does(tmp_path):
         results = json.loads((workdir / "eval" / "results.json").read_text())
         results.pop("settings")
         found[count] = results, dict(np.load(workdir / "eval" / "counts.npz"))
-        assert "eval" in run.said(0)
-    assert "deeplab" not in run.said(1)  # silent
+        assert "parameters, " in run.said(0)
+    assert "parameters, " not in run.said(1)  # one speaks for both
+    # Of one image the second process has none.
+    single = write_folder(tmp_path / "single", count=1)
+    with Run(single, workdir, 2, mode="eval", **{"eval.image_counts": True}) as run:
+        assert run.codes() == [0, 0], run.said(0) + run.said(1)
+    with np.load(workdir / "eval" / "counts.npz") as counts:
+        assert len(counts["whole"]) == 1
+
+    # Workdirs that are not one are refused, not waited for.
+    with Run(root, workdir, 2, last=tmp_path / "other") as run:
+        assert run.codes() == [2, 2]
+        assert "see checkpoints of the steps [2, 0]" in run.said(0)
+
     for results in zip(*(found[count][0].items() for count in (1, 2)), strict=True):
         assert results[0] == results[1]
     for key, counts in found[1][1].items():

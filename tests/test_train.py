@@ -227,6 +227,12 @@ def test_impossible_batches_are_refused_before_compiling(data_folder, tmp_path):
         main.run(small(data_folder, train__accumulation_steps=4), "train", tmp_path)
     with pytest.raises(ConfigError, match=r"does not split into train\.accumulation_steps=3"):
         main.run(small(data_folder, train__accumulation_steps=3), "train", tmp_path)
+    with pytest.raises(ConfigError, match=r"batch_norm_groups=3: 4 images at a time do not fall"):
+        main.run(small(data_folder, model__batch_norm_groups=3), "train", tmp_path)
+    with pytest.raises(
+        ConfigError, match="in 4 parts: batch norm of the pooled features would see"
+    ):
+        main.run(small(data_folder, model__batch_norm_groups=4), "train", tmp_path)
     assert not (tmp_path / "config.json").exists()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from deeplab_jax import pictures, processes, runtime
 from deeplab_jax.data import pipeline
 from deeplab_jax.data.labels import Labels
+from deeplab_jax.data.skipping import check_share
 from deeplab_jax.predict import normalize
 
 TOP = 5
@@ -85,6 +86,7 @@ def evaluate(
             progress.advance(len(examples))
     asked, wrong = (sum(processes.gathered(counts)) for counts in (asked, wrong))
     seen = processes.total(seen)
+    check_share(len(source) - seen, len(source))  # a process has counted its own alone
     with np.errstate(invalid="ignore"):  # a class that no image has
         by_class = wrong[0] / asked
     top_1, top_5 = (wrong.sum(axis=1) / max(asked.sum(), 1)).tolist()

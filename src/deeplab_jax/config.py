@@ -230,12 +230,6 @@ def check(config: Mapping[str, Any]) -> None:
     datasets.check_channels(values["data.name"], values["data.channels"])
     if values["model.channel_groups"] and values["train.freeze_backbone"]:
         raise ConfigError("train.freeze_backbone does not go with model.channel_groups")
-    batch = values["train.batch_size"] // max(values["train.accumulation_steps"], 1)
-    if batch % values["model.batch_norm_groups"]:
-        raise ConfigError(
-            f"model.batch_norm_groups={values['model.batch_norm_groups']}: {batch} images at a "
-            "time do not fall into so many parts"
-        )
     _check_loss(values, classes)
     _check_optim(values)
 

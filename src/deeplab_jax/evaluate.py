@@ -18,6 +18,7 @@ from deeplab_jax.config import eval_model
 from deeplab_jax.data import pipeline
 from deeplab_jax.data.files import shown_size
 from deeplab_jax.data.labels import Labels
+from deeplab_jax.data.skipping import check_share
 from deeplab_jax.data.transforms import normalization
 from deeplab_jax.predict import label_maps, predict, probability_maps, refine
 from deeplab_jax.report import Example, percent
@@ -250,6 +251,7 @@ def evaluate(
     for tally in (*tallies, *of_heads.values()):
         tally.gather()
     seen = processes.total(seen)
+    check_share(len(source) - seen, len(source))  # a process has counted its own alone
     subset = config["eval"]["class_subset"]
     results, *before = (tally.results(labels.names, subset) for tally in tallies)
     if crf:

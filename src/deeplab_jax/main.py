@@ -1,6 +1,7 @@
 """The modes of the command line: calls the library, turns user errors into a line and a code."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ if __name__ == "__main__":  # before what takes seconds to load
     huge_pages.restart_with_them()
 
 import jax
+import numpy as np
 
 from deeplab_jax import (
     advice,
@@ -97,7 +99,7 @@ def run(
             raise ResourceError(f"{folder} is a file; --workdir and --output name folders")
     if config is not None and _scoring(config) is classify and mode in LABEL_MAPS:
         raise ConfigError(f"--mode={mode} is about label maps, and model.name=classifier has none")
-    traces = workdir / "profile" if profile else None
+    traces = workdir / "profile" if profile and runtime.leads() else None
     if mode == "train":
         return _train(config, workdir, traces)
     if mode == "import":
@@ -120,7 +122,7 @@ def run(
 def _train(config, workdir: Path, traces: Path | None):
     module, eval_module = networks.build(config)
     mesh = runtime.data_mesh(config.spatial_shards)
-    training.check_batch(config.train, mesh)
+    training.check_batch(config, mesh)
     source = pipeline.source(config.data, config.data.train_split, config.model.num_classes)
     source, class_weights = balance.balanced(
         source, config.data, config.loss, config.model.num_classes
@@ -190,7 +192,8 @@ def _train(config, workdir: Path, traces: Path | None):
             },
             profile=traces,
         )
-    if skipped := processes.total(len(unreadable(source))):
+    skipped = processes.gathered(np.array([*unreadable(source)], np.int64))
+    if skipped := len(np.unique(np.concatenate(skipped))):
         runtime.say(f"{skipped} training examples could not be read; others stood in for them")
     return _evaluate_fully(config, workdir, eval_module, variables, val_source, labels, step)
 
@@ -209,6 +212,7 @@ def _eval(config, workdir: Path):
         runtime.say(f"warning: trained with the classes {kept.names}, the data have {labels.names}")
     _check_heads(config, source[0])
     variables, step = networks.trained(config, workdir, module, source[0]["image"].shape[-1])
+    processes.same(step, workdir)
     return _evaluate_fully(config, workdir, eval_module, variables, source, labels, step)
 
 
@@ -414,6 +418,8 @@ def _start_together(flags) -> bool:
     if flags.config.deterministic:
         runtime.make_deterministic()  # JAX's backends start with the next line
     processes.start(*given)
+    if flags.mode == "eval":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing to save
     return True
 
 

@@ -1,6 +1,7 @@
 """What a run leaves: whole files on disk, lines and progress on screen. No JAX, no segmentation."""
 
 import os
+import platform
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,8 @@ from tqdm import tqdm
 def write_whole(path: Path, content: bytes | str) -> None:
     """Writes a file so that no one ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    # On a shared disk containers of several machines may have the same process ids.
+    temporary = path.with_name(f".{path.name}.tmp{platform.node()}-{os.getpid()}")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, path)
 

@@ -33,6 +33,8 @@ LOST = (
     "another process of this run has ended or cannot be reached; what it said tells why. The same "
     "command, given to all again, goes on from the last checkpoint"
 )
+ABORTED = f"JAX, whose words are above, has aborted this process, most likely since {LOST}"
+NOT_COME = "the processes of this run have not found each other; JAX's own words are above"
 # Of errors that mean this, in the words of the libraries underneath.
 _LOST_WORDS = ("gloo", "nccl", "coordination service", "heartbeat", "peer", "unavailable")
 
@@ -52,9 +54,12 @@ def start(
       count: processes of the run.
       index: of this one, from 0.
 
+    If the others do not come within five minutes, it ends in the same way.
+
     Raises:
-      ConfigError: if they do not say enough, or the others do not come.
+      ConfigError: if they do not say enough.
     """
+    _speak_when_aborted(NOT_COME)
     try:
         jax.distributed.initialize(coordinator, count, index)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -62,7 +67,7 @@ def start(
             f"--distributed: {str(error).splitlines()[0]}. Outside SLURM, Open MPI and TPU pods "
             "give --coordinator=HOST:PORT --processes=N --process=I, on every machine"
         ) from error
-    _speak_when_aborted()
+    _speak_when_aborted(ABORTED)
     if not runtime.leads():
         output.silence()
     _connect()
@@ -82,12 +87,12 @@ def _connect() -> None:
     multihost_utils.process_allgather(np.zeros(1, np.float32))
 
 
-def _speak_when_aborted() -> None:
+def _speak_when_aborted(words: str) -> None:
     """A lost process makes JAX abort the others, from a thread of its own: no exception to catch,
     and Python's own signal handlers would come too late."""
 
     def speak(_):
-        os.write(2, f"error: {LOST} (JAX's own words are above)\n".encode())
+        os.write(2, f"error: {words}\n".encode())
         os._exit(ResourceError.exit_code)
 
     global _handler
@@ -151,7 +156,37 @@ def own(tree: Any, mesh: jax.sharding.Mesh) -> Any:
 
 def own_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
     """The part of a mesh that is this process's."""
-    return runtime.data_mesh(runtime.spatial_shards(mesh), jax.local_devices())
+    own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    return runtime.data_mesh(runtime.spatial_shards(mesh), own)
+
+
+def joined(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Batches on the `own_mesh` of each process → one batch on the `mesh` of all."""
+    if jax.process_count() == 1:
+        return tree
+    sharding = runtime.batch_sharding(mesh)
+
+    def join(x):
+        shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+        shards = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+    return jax.tree.map(join, tree)
+
+
+def same(step: int, workdir: Any) -> int:
+    """`step`, of the newest checkpoint in `workdir`, which all processes have to see.
+
+    Raises:
+      ConfigError: in all of them, if they do not.
+    """
+    seen = np.concatenate(gathered(np.array([step])))
+    if len(set(seen.tolist())) > 1:
+        raise ConfigError(
+            f"{workdir}: the processes see checkpoints of the steps {seen.tolist()} there; "
+            "--workdir has to be a folder that all machines share"
+        )
+    return step
 
 
 def total(number: int) -> int:
@@ -164,10 +199,10 @@ def gathered(array: np.ndarray) -> list[np.ndarray]:
     if jax.process_count() == 1:
         return [array]
     # As bytes: JAX would make 32 bits of 64.
-    mine = np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8).ravel()
+    mine = np.frombuffer(array.tobytes(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(array)))
     sizes = multihost_utils.process_allgather(np.int32(mine.size))
-    padded = np.zeros(sizes.max(), np.uint8)
+    padded = np.zeros(max(sizes.max(), 1), np.uint8)
     padded[: mine.size] = mine
     rows = multihost_utils.process_allgather(padded)
     return [
@@ -180,7 +215,8 @@ class Preemption:
     """Tells the loop of training, after a step, that SIGTERM came and this step is the last.
 
     Of several processes each learns it at the same step, whichever got the signal: JAX catches it
-    (jax_enable_preemption_service). Alone, this does. Use it in a `with`.
+    (jax_enable_preemption_service). Alone, this does. A second SIGTERM ends a process that is alone
+    at once, and so does any after the loop. Use it in a `with`.
     """
 
     def __init__(self):
@@ -194,11 +230,15 @@ class Preemption:
 
     def _ask(self, *_):
         self.asked = True
+        signal.signal(signal.SIGTERM, self.former)
 
     def __enter__(self):
-        main = threading.current_thread() is threading.main_thread()
-        if main and jax.process_count() == 1:  # a thread's signals are not its own
-            self.former = signal.signal(signal.SIGTERM, self._ask)
+        if threading.current_thread() is not threading.main_thread():
+            return self  # a thread may not set handlers
+        if jax.process_count() > 1:
+            self.former = signal.SIG_DFL  # of the command line's own process
+        else:
+            self.former = signal.signal(signal.SIGTERM, self._ask) or signal.SIG_DFL
         return self
 
     def __exit__(self, *_):

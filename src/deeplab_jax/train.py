@@ -73,14 +73,21 @@ def variable_shapes(module: nn.Module, channels: int = 3) -> Any:
     return jax.eval_shape(lambda: init_variables(module, 0, channels))
 
 
-def check_batch(train: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
+def check_batch(config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError unless the batch splits into its parts over the devices."""
-    size, parts, shards = train["batch_size"], train["accumulation_steps"], mesh.shape["data"]
+    train, shards = config["train"], mesh.shape["data"]
+    size, parts = train["batch_size"], train["accumulation_steps"]
+    groups = config["model"].get("batch_norm_groups", 1)
     runtime.check_batch_size("train.batch_size", size, shards)
-    if size == parts and train["fine_tune_batch_norm"]:
+    if size // max(parts, 1) % groups:
         raise ConfigError(
-            f"train.batch_size={size} in {parts} parts: batch norm of the pooled features would "
-            "see one value a channel; use larger parts or train.fine_tune_batch_norm=False"
+            f"model.batch_norm_groups={groups}: {size // parts} images at a time do not fall into "
+            "so many parts"
+        )
+    if size == parts * groups and train["fine_tune_batch_norm"]:
+        raise ConfigError(
+            f"train.batch_size={size} in {parts * groups} parts: batch norm of the pooled features "
+            "would see one value a channel; use larger parts or train.fine_tune_batch_norm=False"
         )
     if parts < 1 or size % (parts * shards):
         raise ConfigError(
@@ -108,7 +115,7 @@ def make_step(
     """
     data, train = config["data"], config["train"]
     parts = train["accumulation_steps"]
-    check_batch(train, mesh)
+    check_batch(config, mesh)
     module = runtime.spatially(module, mesh)
 
     def labelled(label):
@@ -264,17 +271,19 @@ def train(
 
     Raises:
       NumericsError: when the loss is no longer finite; the last checkpoint before is kept.
-      Preempted: after SIGTERM, with a checkpoint of the step that it came in.
+      Preempted: after SIGTERM, with a checkpoint of the step that it came in (of several
+        processes: of one soon after), or of the one before an evaluation that it came in.
       WeightsError: when the checkpoint does not fit.
       DataError: from the source.
     """
     train, steps = config["train"], config["train"]["steps"]
     train_step, state = begin(module, variables, config, mesh)
-    finish = finisher(config["data"], mesh)
+    own_mesh = processes.own_mesh(mesh)
+    finish = finisher(config["data"], own_mesh)
     writer = runtime.MetricWriter(workdir / "metrics.jsonl")
 
     with checkpoint.manager(workdir, train["keep_checkpoints"]) as manager:
-        first = manager.latest_step() or 0
+        first = processes.same(manager.latest_step() or 0, workdir)
         if first:
             state, position = checkpoint.restore(manager, first, state)
             _check_position(position, position_check, workdir, config["data"]["allow_change"])
@@ -302,7 +311,8 @@ def train(
                 position = batches.get_state()
                 if step == first + 1:
                     runtime.say("compiling the train step")
-                state, figures = train_step(state, finish(runtime.shard_batch(batch, mesh)))
+                batch = processes.joined(finish(runtime.shard_batch(batch, own_mesh)), mesh)
+                state, figures = train_step(state, batch)
                 if step == first + 1:
                     jax.block_until_ready(figures)
                     runtime.say(f"first step after {time.monotonic() - meter.started:.0f} s")

@@ -21,6 +21,12 @@ def unreadable(source) -> dict[int, str]:
     return source.unreadable if source is not None else {}
 
 
+def check_share(count: int, total: int, which: str = "") -> None:
+    """Raises DataError if more than a tenth of all examples was passed over."""
+    if count > max(TOLD, int(SHARE * total)):
+        raise DataError(f"{count} of {total} examples cannot be read, too many to pass over{which}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Skipping:
     """A source whose unreadable examples are replaced, each by the next that can be read.
@@ -64,12 +70,8 @@ class Skipping:
 
     def _note(self, index: int, problem: str) -> None:
         self.unreadable[index] = problem
-        count, most = len(self.unreadable), max(TOLD, int(SHARE * len(self)))
-        if count > most:
-            raise DataError(
-                f"{count} of {len(self)} examples cannot be read, too many to pass over:\n"
-                + first_few(self.unreadable.values())
-            )
+        count = len(self.unreadable)
+        check_share(count, len(self), f":\n{first_few(self.unreadable.values())}")
         if count <= TOLD:
             output.say(f"skipped: {problem}")
 
