@@ -11,10 +11,10 @@ import numpy as np
 
 from deeplab_jax import config as configuration
 from deeplab_jax import models
-from deeplab_jax.evaluate import Tally
 from deeplab_jax.metrics import mean_iou
 from deeplab_jax.models.folding import fold_batch_norm
 from deeplab_jax.predict import predict
+from deeplab_jax.tally import Tally
 from experiments import given
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 import deeplab_jax
 from deeplab_jax.data import datasets
-from deeplab_jax.evaluate import Tally
+from deeplab_jax.tally import Tally
 
 WAYS = {
     "native size": {},

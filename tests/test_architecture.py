@@ -27,7 +27,7 @@ FLOORS = [
     },
     {"losses", "pictures", "config", "counting", "field_of_view", "processes"},
     {"models", "checkpoint", "importers", "report", "archive"},
-    {"advice", "classes", "predict", "command_line"},
+    {"advice", "classes", "predict", "command_line", "tally"},
     {
         "check_data",
         "classify",

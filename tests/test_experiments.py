@@ -16,7 +16,8 @@ from deeplab_jax import evaluate, metrics
 from deeplab_jax.data import synthetic
 from deeplab_jax.data.labels import labels
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.evaluate import Evaluation, Tally
+from deeplab_jax.evaluate import Evaluation
+from deeplab_jax.tally import Tally
 from experiments import by_size, plan, plots, results, sweep, work
 from experiments import run as run_module
 from experiments.bootstrap import BANDS, WHOLE, Contrast, Measure, compare

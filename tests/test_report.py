@@ -9,7 +9,7 @@ import pytest
 
 from deeplab_jax import pictures, report
 from deeplab_jax.data.labels import labels, voc_palette
-from deeplab_jax.evaluate import Shown, Tally
+from deeplab_jax.tally import Shown, Tally
 
 NASTY = "<img src=x onerror=alert(1)>'\"&\x1b[31m"
 BROWSER = next(

@@ -14,7 +14,7 @@ with and without decoder can do at best, and fields of view are those of an untr
 | fields_of_view | [V2] Fig. 4 | gradients of each branch of the ASPP |
 | valid_weights | [V3] Fig. 4 | `ops.conv2d` of ones |
 | beliefs | [V2] Fig. 5 | every iteration of `crf.mean_field` |
-| trimaps | [V2] Fig. 10, [V3+] Fig. 5a | `metrics.boundary_distance`, `evaluate.Tally` |
+| trimaps | [V2] Fig. 10, [V3+] Fig. 5a | `metrics.boundary_distance`, `tally.Tally` |
 | decoder | [V3+] Fig. 5b | the labels near a boundary |
 """
 

@@ -10,9 +10,9 @@ from scipy import ndimage
 
 from deeplab_jax import metrics, models, ops
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.evaluate import Tally
 from deeplab_jax.field_of_view import fields_of_view as see
 from deeplab_jax.predict import normalize, refine
+from deeplab_jax.tally import Tally
 from deeplab_jax.train import init_variables
 from experiments.figures.subject import OKABE_ITO, Subject
 

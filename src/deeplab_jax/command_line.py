@@ -1,18 +1,23 @@
-"""The command line's flags, and their errors in our words."""
+"""The command line's flags, and errors in our words."""
 
+import signal
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
 from deeplab_jax import config as configuration
-from deeplab_jax.errors import ConfigError
+from deeplab_jax import processes, runtime
+from deeplab_jax.errors import ConfigError, ResourceError
 
 MODES = (
     *("train", "eval", "predict", "check_data", "import", "count", "tune_crf", "export", "score"),
     "archive",
 )
+# Modes that several processes share the work of.
+TOGETHER = ("train", "eval")
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -77,6 +82,34 @@ def parse(argv: list[str]) -> flags.FlagValues:
     if (needs_workdir or FLAGS.profile) and not FLAGS.workdir:
         raise ConfigError("--workdir=DIR is missing: where checkpoints and pictures go")
     return FLAGS
+
+
+def join(flags: flags.FlagValues) -> bool:
+    """Joins the run of several processes that the flags speak of; False if of none."""
+    given = flags.coordinator, flags.processes, flags.process
+    if not flags.distributed and given == (None, None, None):
+        return False
+    if flags.mode not in TOGETHER:
+        raise ConfigError(
+            f"--mode={flags.mode} is done by one process; several share {', '.join(TOGETHER)}"
+        )
+    if flags.config.deterministic:
+        runtime.make_deterministic()  # JAX's backends start with the next line
+    processes.start(*given)
+    if flags.mode == "eval":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing to save
+    return True
+
+
+def in_words(error: BaseException) -> BaseException:
+    """`error`; of disk, memory or permissions the `ResourceError` that says what to do."""
+    exhausted = isinstance(error, (OSError, MemoryError)) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    )
+    if not exhausted:
+        return error
+    advice = "free disk or memory, check permissions, or lower train.batch_size"
+    return ResourceError(f"{type(error).__name__}: {error}; {advice}")
 
 
 def config_spec(argv) -> str | None:

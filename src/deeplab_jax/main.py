@@ -1,7 +1,6 @@
 """The modes of the command line: calls the library, turns user errors into a line and a code."""
 
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -49,8 +48,6 @@ from deeplab_jax.models.folding import fold_batch_norm
 
 # Modes that a classifier has no use for.
 LABEL_MAPS = ("predict", "check_data", "tune_crf", "export", "score", "archive")
-# Modes that several processes share the work of.
-TOGETHER = ("train", "eval")
 
 
 def run(
@@ -382,7 +379,7 @@ def main() -> int:
         if flags.help:
             print(command_line.help_text())
             return 0
-        together = _start_together(flags)
+        together = command_line.join(flags)
         run(
             flags.config,
             flags.mode,
@@ -394,7 +391,7 @@ def main() -> int:
             flags.truth,
         )
     except (Exception, KeyboardInterrupt) as error:
-        told, debug = _in_words(error), "--debug" in argv
+        told, debug = command_line.in_words(error), "--debug" in argv
         if together and not isinstance(told, processes.OF_ALL):
             processes.end_with(told, debug)
         if debug or not isinstance(told, UserError):
@@ -404,34 +401,6 @@ def main() -> int:
             print(f"{prefix}{told}", file=sys.stderr)
         return told.exit_code
     return 0
-
-
-def _start_together(flags) -> bool:
-    """Joins the run of several processes that the flags speak of; False if of none."""
-    given = flags.coordinator, flags.processes, flags.process
-    if not flags.distributed and given == (None, None, None):
-        return False
-    if flags.mode not in TOGETHER:
-        raise ConfigError(
-            f"--mode={flags.mode} is done by one process; several share {', '.join(TOGETHER)}"
-        )
-    if flags.config.deterministic:
-        runtime.make_deterministic()  # JAX's backends start with the next line
-    processes.start(*given)
-    if flags.mode == "eval":
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing to save
-    return True
-
-
-def _in_words(error: BaseException) -> BaseException:
-    """`error`; of disk, memory or permissions the `ResourceError` that says what to do."""
-    exhausted = isinstance(error, (OSError, MemoryError)) or (
-        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-    )
-    if not exhausted:
-        return error
-    advice = "free disk or memory, check permissions, or lower train.batch_size"
-    return ResourceError(f"{type(error).__name__}: {error}; {advice}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from deeplab_jax import evaluate, metrics, runtime
 from deeplab_jax.data import files, pipeline
 from deeplab_jax.data.labels import IGNORE_LABEL, Labels, labels
 from deeplab_jax.errors import ConfigError, DataError, first_few
-from deeplab_jax.evaluate import Evaluation, Tally
+from deeplab_jax.evaluate import Evaluation
+from deeplab_jax.tally import Tally
 
 
 def score_files(
