@@ -126,21 +126,13 @@ def our_training(
     return step, jax.block_until_ready(state), data
 
 
-def our_step(
-    case: str,
-    size: int,
-    batch: int,
-    dtype: str = "float32",
-    remat: bool = False,
-    devices: int | None = None,
-):
-    """One training step on a batch that is on the device, or on so many CPU devices."""
+def our_step(devices: int | None = None, **options):
+    """One step of `our_training(**options)`, its batch on the device, or on so many CPU devices."""
     import jax
 
     if devices is not None:
         jax.config.update("jax_num_cpu_devices", devices)
-
-    step, state, data = our_training(case, size, batch, dtype, remat)
+    step, state, data = our_training(**options)
 
     def call():
         nonlocal state

@@ -42,7 +42,7 @@ def sums(found: dict) -> int:
 
 
 def predicted(case: str, together: dict, apart: dict, args) -> list[list]:
-    """Rows of the third table, from the programs with batch norm over all and by device."""
+    """Rows of the table, from the programs with batch norm over all and by device."""
     operations = 3 * contenders.gigaflops(case, together["size"], args.images) * 1e9
     step = operations / (1e12 * args.teraflops * args.share)
     rows = []

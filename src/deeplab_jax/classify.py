@@ -14,7 +14,6 @@ import numpy as np
 from deeplab_jax import pictures, processes, runtime
 from deeplab_jax.data import pipeline
 from deeplab_jax.data.labels import Labels
-from deeplab_jax.data.skipping import check_share
 from deeplab_jax.predict import normalize
 
 TOP = 5
@@ -50,9 +49,7 @@ def evaluate(
     With `eval.add_flipped_images` the probabilities of an image and its mirror image are averaged.
     Labels have no boundaries here: `trimap_widths` and `upper_bounds` measure nothing.
     """
-    mesh = processes.own_mesh(mesh)
-    variables = processes.own(variables, mesh)
-    share = pipeline.Share(source, *processes.place())
+    mesh, variables, share = processes.apart(mesh, variables, source)
     batch_size = runtime.rounded_up(config["eval"]["batch_size"], mesh)
     classes = config["model"]["num_classes"]
     shown = set(np.linspace(0, len(share) - 1, panels).astype(int).tolist()) if panels else set()
@@ -85,14 +82,13 @@ def evaluate(
                 seen += 1
             progress.advance(len(examples))
     asked, wrong = (sum(processes.gathered(counts)) for counts in (asked, wrong))
-    seen = processes.total(seen)
-    check_share(len(source) - seen, len(source))  # a process has counted its own alone
+    left_out = processes.left_out(seen, source)
     with np.errstate(invalid="ignore"):  # a class that no image has
         by_class = wrong[0] / asked
     top_1, top_5 = (wrong.sum(axis=1) / max(asked.sum(), 1)).tolist()
     figures = {"top_1_error": top_1, "top_5_error": top_5}
-    if seen < len(source):  # files that cannot be read, with data.on_error=skip
-        figures["left_out"] = len(source) - seen
+    if left_out:  # files that cannot be read, with data.on_error=skip
+        figures["left_out"] = left_out
     figures["error"] = dict(zip(labels.names, by_class.tolist()))
     return Evaluation(figures, tiles)
 

@@ -16,7 +16,6 @@ from deeplab_jax.config import eval_model
 from deeplab_jax.data import pipeline
 from deeplab_jax.data.files import shown_size
 from deeplab_jax.data.labels import Labels
-from deeplab_jax.data.skipping import check_share
 from deeplab_jax.data.transforms import normalization
 from deeplab_jax.predict import label_maps, predict, probability_maps, refine
 from deeplab_jax.report import Example, percent
@@ -73,9 +72,8 @@ def evaluate(
     """
     data, num_classes = config["data"], config["model"]["num_classes"]
     ignore_label = data["ignore_label"]
-    mesh = processes.own_mesh(mesh)
-    module, variables = runtime.spatially(module, mesh), processes.own(variables, mesh)
-    share = pipeline.Share(source, *processes.place())
+    mesh, variables, share = processes.apart(mesh, variables, source)
+    module = runtime.spatially(module, mesh)
     # Rounded up to the devices: a batch is filled up with repeated images anyway.
     batch_size = runtime.rounded_up(config["eval"]["batch_size"], mesh)
     singly, sizes = _singly(config["eval"]), {}
@@ -123,14 +121,13 @@ def evaluate(
             progress.advance(len(examples))
     for tally in (*tallies, *of_heads.values()):
         tally.gather()
-    seen = processes.total(seen)
-    check_share(len(source) - seen, len(source))  # a process has counted its own alone
+    left_out = processes.left_out(seen, source)
     subset = config["eval"]["class_subset"]
     results, *before = (tally.results(labels.names, subset) for tally in tallies)
     if crf:
         results["before_crf"] = before[0]
-    if seen < len(source):  # files that cannot be read, with data.on_error=skip
-        results["left_out"] = len(source) - seen
+    if left_out:  # files that cannot be read, with data.on_error=skip
+        results["left_out"] = left_out
     for name, tally in of_heads.items():
         results[f"mean_iou_{name}"] = metrics.mean_iou(tally.total)
         results[f"pixel_accuracy_{name}"] = metrics.pixel_accuracy(tally.total)

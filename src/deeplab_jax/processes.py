@@ -19,6 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from deeplab_jax import output, runtime
+from deeplab_jax.data.pipeline import Share
+from deeplab_jax.data.skipping import check_share
 from deeplab_jax.errors import (
     ConfigError,
     NumericsError,
@@ -160,6 +162,15 @@ def own_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
     return runtime.data_mesh(runtime.spatial_shards(mesh), own)
 
 
+def apart(
+    mesh: jax.sharding.Mesh, variables: Any, source: Any
+) -> tuple[jax.sharding.Mesh, Any, Share]:
+    """What a process evaluates with, by itself: its part of the mesh, `variables` on that, its part
+    of the source."""
+    mesh = own_mesh(mesh)
+    return mesh, own(variables, mesh), Share(source, *place())
+
+
 def joined(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """Batches on the `own_mesh` of each process → one batch on the `mesh` of all."""
     if jax.process_count() == 1:
@@ -189,9 +200,15 @@ def same(step: int, workdir: Any) -> int:
     return step
 
 
-def total(number: int) -> int:
-    """The sum of every process's number; call it in all of them."""
-    return int(np.sum(gathered(np.array([number]))))
+def left_out(seen: int, source: Any) -> int:
+    """How many examples of `source` no process has seen; call it in all, with each one's number.
+
+    Raises:
+      DataError: in all of them, if these are more than may be passed over.
+    """
+    missing = len(source) - int(np.sum(gathered(np.array([seen]))))
+    check_share(missing, len(source))  # a process has counted those of its share alone
+    return missing
 
 
 def gathered(array: np.ndarray) -> list[np.ndarray]:

@@ -79,11 +79,6 @@ def check_batch(config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
     size, parts = train["batch_size"], train["accumulation_steps"]
     groups = config["model"].get("batch_norm_groups", 1)
     runtime.check_batch_size("train.batch_size", size, shards)
-    if size // max(parts, 1) % groups:
-        raise ConfigError(
-            f"model.batch_norm_groups={groups}: {size // parts} images at a time do not fall into "
-            "so many parts"
-        )
     if size == parts * groups and train["fine_tune_batch_norm"]:
         raise ConfigError(
             f"train.batch_size={size} in {parts * groups} parts: batch norm of the pooled features "
@@ -93,6 +88,11 @@ def check_batch(config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
         raise ConfigError(
             f"train.batch_size={size} does not split into train.accumulation_steps={parts} "
             f"parts over {shards} devices"
+        )
+    if size // parts % groups:
+        raise ConfigError(
+            f"model.batch_norm_groups={groups}: {size // parts} images at a time do not fall into "
+            "so many parts"
         )
 
 
