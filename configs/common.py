@@ -14,6 +14,8 @@ def base() -> ConfigDict:
     config.init_from = ""  # weights to start from: a weight file, or a workdir of ours
     config.log_every = 50  # steps
     config.spatial_shards = 1  # devices that share an image, each with a band of its rows
+    # What is evaluated, predicted with, exported: "newest", "best" or the number of a step
+    config.checkpoint = FieldReference("newest", field_type=object)
     config.deterministic = False  # the same bits from run to run on a GPU, too; takes more time
 
     model = config.model = ConfigDict()
@@ -96,6 +98,10 @@ def base() -> ConfigDict:
     data.num_workers = 0  # processes that do so instead: see benchmarks/NOTES.md
     # "device": the host only decodes and cuts out, for GPU hosts with few cores.
     data.augment_on = "host"
+    # Of an image, width times height, before it is decoded; the default is where Pillow refuses.
+    data.max_pixels = 178_956_970
+    data.max_unpacked_bytes = 100 * 10**9  # of --mode=download, of an archive
+    data.max_unpacked_files = 1_000_000
     data.allow_change = False  # resume although the training data are not those of before
     data.cache = False  # keep decoded synthetic scenes in memory
     data.synthetic = ConfigDict({"seed": 0, "version": 1, "depth": False, "geometry": False})
@@ -108,8 +114,10 @@ def base() -> ConfigDict:
     train.freeze_backbone = False  # neither its parameters nor its running statistics move
     train.ema_decay = placeholder(float)  # evaluate and keep a moving average of the variables
     train.checkpoint_every = 1000
-    train.keep_checkpoints = 3
+    train.keep_checkpoints = 3  # the newest; beside them the best one of the evaluations
     train.eval_every = 5000
+    train.on_nan = "stop"  # "skip": steps that are not finite change nothing
+    train.max_skipped = 10  # of these in a run; one more stops it
 
     loss = config.loss = ConfigDict()
     loss.upsample_logits = True  # False: labels are thinned to the logits, as [V1] does

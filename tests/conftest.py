@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 import tracemalloc
+from collections import defaultdict
 from pathlib import Path
 
 # Before jax starts: a mesh of two CPU devices, so that every test of training is sharded, and
@@ -98,3 +99,31 @@ def little_memory():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**25
+
+
+# tests/faults: each of them injects a fault for real, and @pytest.mark.fault says which.
+FAULTS = {f"{k}{i}" for k, n in zip("ABCDEF", (16, 6, 18, 6, 6, 12)) for i in range(1, n + 1)}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers("fault"):
+            assert set(mark.args) <= FAULTS, f"{item.nodeid}: there is no fault {mark.args}"
+            item.user_properties += [("fault", number) for number in mark.args]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line: how many faults behave as specified, in every test that injects them."""
+    outcomes = defaultdict(set)
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            for key, number in getattr(report, "user_properties", ()):
+                if key == "fault":
+                    outcomes[number].add(outcome)
+    if outcomes:
+        sound = {number for number, seen in outcomes.items() if seen == {"passed"}}
+        others = sorted(FAULTS - sound, key=lambda number: (number[0], int(number[1:])))
+        missing = f"; not: {', '.join(others)}" if others else ""
+        terminalreporter.write_line(
+            f"{len(sound)} of {len(FAULTS)} faults behave as specified{missing}"
+        )

@@ -19,6 +19,9 @@ FLOORS = [
         "runtime",
         "data",
         "huge_pages",
+        "kinds",
+        "digests",
+        "lock",
         "optim",
         "crf",
         "tiles",
@@ -26,7 +29,7 @@ FLOORS = [
         "saved_model",
     },
     {"losses", "pictures", "config", "counting", "field_of_view", "processes"},
-    {"models", "checkpoint", "importers", "report", "archive"},
+    {"models", "checkpoint", "nonfinite", "importers", "report", "archive"},
     {"advice", "classes", "predict", "command_line", "tally"},
     {
         "check_data",

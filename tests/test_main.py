@@ -36,40 +36,6 @@ def size(path):
         return picture.size
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([V3PLUS, "--config.lerning_rate=1"], "did you mean 'optim.learning_rate'"),
-        ([V3PLUS, "--config.optim.lerning_rate=1"], "did you mean 'optim.learning_rate'"),
-        ([V3PLUS, "--config.train.steps=many"], "train.steps"),
-        ([V3PLUS, "--config.model.backbone=xceptoin_65"], "'xception_65'"),
-        ([V3PLUS, "--config.data.name=vok"], "did you mean 'voc'"),
-        ([V3PLUS, "--mode=trian"], "did you mean 'train'"),
-        ([V3PLUS, "--wrkdir=x"], "wrkdir"),
-        ([V3PLUS + ":resnet_9"], "no preset 'resnet_9'"),
-        (["--config=configs/nothing.py"], "no such file"),
-        ([], "--config=FILE.py is missing"),
-        ([V3PLUS, "stray"], "'stray' is no flag"),
-    ],
-)
-def test_wrong_usage_ends_with_2_and_a_sentence(arguments, message, tmp_path):
-    done = run(*arguments, f"--workdir={tmp_path / 'w'}")
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "w").exists()
-
-
-def test_no_workdir_ends_with_2():
-    done = run(V3PLUS)
-    assert (done.returncode, "--workdir=DIR is missing" in done.stderr) == (2, True)
-
-
-def test_debug_shows_where_it_came_from(tmp_path):
-    done = run(V3PLUS, "--config.data.name=vok", f"--workdir={tmp_path}", "--debug")
-    assert "Traceback" in done.stderr
-
-
 def test_a_config_file_works_from_anywhere(tmp_path):
     done = run(V3PLUS, f"--workdir={tmp_path}", "--mode=eval", cwd=tmp_path)
     assert done.returncode == 4
@@ -263,15 +229,6 @@ def test_a_workdir_that_cannot_be_written_ends_with_6(data_folder, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_rates_written_for_training_follow_the_evaluation_stride(tmp_path):
-    config = small(tmp_path, model__atrous_rates=(2, 4, 6), eval__model__output_stride=8)
-    assert configuration.eval_model(config)["atrous_rates"] == (4, 8, 12)
-    config = small(tmp_path, model__atrous_rates="auto", eval__model__output_stride=8)
-    assert configuration.eval_model(config)["atrous_rates"] == "auto"
-    config = small(tmp_path, eval__model__atrous_rates=(1, 3), eval__model__output_stride=8)
-    assert configuration.eval_model(config)["atrous_rates"] == (1, 3)
-
-
 @pytest.mark.parametrize(
     ("preset", "backbone", "data"),
     [
@@ -319,11 +276,3 @@ def test_what_trains_and_disappoints_is_pointed_out(spec, changes, words):
     found = advice.before_training(configuration.load(f"{CONFIGS}/{spec}", changes))
     assert len(found) == (words is not None)
     assert all(words in sentence for sentence in found)
-
-
-def test_overrides_of_the_wrong_kind_are_config_errors():
-    for key, value in (("optim.learning_rat", 1.0), ("train.steps", "many")):
-        with pytest.raises(ConfigError, match=key.split(".")[-1]):
-            configuration.load(f"{CONFIGS}/v3plus.py", {key: value})
-    with pytest.raises(ConfigError, match="at most one variant"):
-        configuration.load(f"{CONFIGS}/v3plus.py:voc,folder")

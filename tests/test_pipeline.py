@@ -208,7 +208,8 @@ def shared_memory(prefix: str) -> list[str]:
 
 
 def test_a_step_waits_for_data_from_the_end_of_the_one_before():
-    figures = {key: jnp.float32(1) for key in ("loss", "gradient_norm", "learning_rate")}
+    names = ("loss", "gradient_norm", "learning_rate", "sound")
+    figures = {name: jnp.float32(1) for name in names}
     meter = Meter(batch_size=4)
     for pause in (0.0, 0.3):
         meter.batch_is_there()

@@ -32,8 +32,8 @@ def workdir(folder, channels=3, preset="v3.py:folder", **overrides):
     variables = training.init_variables(module, 0, channels)
     folder.mkdir()
     (folder / "config.json").write_text(config.to_json(settings))
-    with checkpoint.manager(folder, 1) as manager:
-        checkpoint.save(manager, 7, variables, {})
+    with checkpoint.Checkpoints(folder, 1) as kept:
+        kept.save(7, variables, {})
     return module, variables
 
 

@@ -238,10 +238,10 @@ def test_impossible_batches_are_refused_before_compiling(data_folder, tmp_path):
 
 def test_opening_a_workdir_to_train_removes_what_a_kill_left_half_written(tmp_path):
     folder = tmp_path / checkpoint.FOLDER
-    with checkpoint.manager(tmp_path, keep=2) as manager:
-        checkpoint.save(manager, 3, {"x": jnp.arange(4.0)}, {"iterator": None})
+    with checkpoint.Checkpoints(tmp_path, keep=2) as kept:
+        kept.save(3, {"x": jnp.arange(4.0)}, {"iterator": None})
     half_written = folder / "5.orbax-checkpoint-tmp"
     shutil.copytree(folder / "3", half_written)
-    with checkpoint.manager(tmp_path, keep=2) as manager:
+    with checkpoint.Checkpoints(tmp_path, keep=2) as kept:
         assert not half_written.exists()  # at once, not by a thread that may outlive the run
-        assert manager.latest_step() == 3
+        assert kept.newest == 3

@@ -257,13 +257,14 @@ def test_checkpoints_from_before_the_averages_still_fit(tmp_path):
     optimizer = optim.optimizer(params, lambda step: 1.0, config.optim)
     stats = {"norm": {"mean": jnp.ones(2)}}
     former = FormerState(jnp.int32(3), params, stats, optimizer.init(params))
-    with checkpoint.manager(tmp_path, keep=2) as manager:
+    handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(tmp_path / "checkpoints", item_handlers=handlers) as manager:
         state, position = ocp.args.StandardSave(former), ocp.args.JsonSave({"iterator": None})
         manager.save(3, args=ocp.args.Composite(state=state, position=position))
     variables = jax.tree.map(jnp.zeros_like, {"params": params, "batch_stats": stats})
     like = training.init_state(variables, optimizer, config.train)
-    with checkpoint.manager(tmp_path, keep=2) as manager:
-        state, _ = checkpoint.restore(manager, 3, like)
+    with checkpoint.Checkpoints(tmp_path, keep=2) as kept:
+        state, _ = kept.restore(3, like)
     assert int(state.step) == 3
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     jax.tree.map(

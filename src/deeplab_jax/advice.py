@@ -12,7 +12,7 @@ PAPERS_CROP = 513  # px; what the papers chose their atrous rates for
 
 def before_training(config: Mapping[str, Any]) -> list[str]:
     """A sentence for each trap in the whole configuration, with what to change."""
-    found = (_untrained_taps(config), _slow_statistics(config))
+    found = (_untrained_taps(config) or _rates_of_another_stride(config), _slow_statistics(config))
     return [f"warning: {sentence}" for sentence in found if sentence]
 
 
@@ -77,6 +77,27 @@ def _untrained_taps(config: Mapping[str, Any]) -> str:
         f"atrous rates {rates} reach past the {features[0]}x{features[1]} features of "
         f"{size[0]}x{size[1]} crops: their outer taps are not trained and will disturb larger "
         f"images. Use larger crops, or --config.model.atrous_rates='{smaller}'"
+    )
+
+
+def _rates_of_another_stride(config: Mapping[str, Any]) -> str:
+    """Rates as they are published for one output stride reach half as far, or twice, at another
+    ([V3] Sec. 3.3 doubles them at 8). What smaller crops ask for is no mistake."""
+    model, size = config["model"], config["data"]["crop_size"]
+    if model["name"] not in ("v2", "v3", "v3plus") or model["context"] != "aspp":
+        return ""
+    stride, rates = model["output_stride"], _rates(model)
+    usual = models.head_rates(model["name"], stride, "auto")
+    others = [models.head_rates(model["name"], s, "auto") for s in (8, 16, 32) if s != stride]
+    if rates == usual or rates not in others:
+        return ""
+    reach = rates[0] / usual[0] / min(1, max(size) / PAPERS_CROP)
+    if 0.7 < reach < 1.4:
+        return ""
+    return (
+        f"atrous rates {rates} at output stride {stride} reach {rates[0] * stride} to "
+        f"{rates[-1] * stride} px, and are meant for another stride. Here they are "
+        f"--config.model.atrous_rates='{usual}', which 'auto' follows"
     )
 
 

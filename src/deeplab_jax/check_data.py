@@ -219,6 +219,8 @@ def _config_text(spec: str, changes: Mapping[str, Any], weights, command: str) -
         for name, values in weights.items()
     ]
     body = "\n".join(lines)
+    # Paths may have any characters, and none of them must end the text that the command stands in.
+    command = command.replace("\\", "\\\\").replace('"', '\\"')
     return f'''"""Made for your data by --mode=check_data, which writes it anew: change a copy.
 
     {command}

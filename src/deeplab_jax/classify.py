@@ -24,7 +24,7 @@ class Evaluation(NamedTuple):
     """What `evaluate` found.
 
     Attributes:
-      figures: JSON-able: "top_1_error", "top_5_error" and, by class, "error".
+      figures: JSON-able: "top_1_error", "top_1_accuracy", "top_5_error" and, by class, "error".
       tiles: pictures of images, with the truth and what was answered.
     """
 
@@ -86,7 +86,7 @@ def evaluate(
     with np.errstate(invalid="ignore"):  # a class that no image has
         by_class = wrong[0] / asked
     top_1, top_5 = (wrong.sum(axis=1) / max(asked.sum(), 1)).tolist()
-    figures = {"top_1_error": top_1, "top_5_error": top_5}
+    figures = {"top_1_error": top_1, "top_1_accuracy": 1 - top_1, "top_5_error": top_5}
     if left_out:  # files that cannot be read, with data.on_error=skip
         figures["left_out"] = left_out
     figures["error"] = dict(zip(labels.names, by_class.tolist()))
@@ -115,6 +115,11 @@ def _likeliest(module, variables, images, *, normalization: str, mirrored: bool)
 def headline(results: Mapping[str, Any]) -> str:
     """The one figure that a line has room for."""
     return f"top-1 error {100 * results['top_1_error']:.2f} %"
+
+
+def merit(results: Mapping[str, Any]) -> str:
+    """The key of the figure by which one checkpoint is better than another."""
+    return "top_1_accuracy"
 
 
 def table(results: Mapping[str, Any]) -> str:

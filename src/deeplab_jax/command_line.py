@@ -1,8 +1,9 @@
 """The command line's flags, and errors in our words."""
 
+import logging
+import re
 import signal
 import sys
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -14,7 +15,7 @@ from deeplab_jax.errors import ConfigError, ResourceError
 
 MODES = (
     *("train", "eval", "predict", "check_data", "import", "count", "tune_crf", "export", "score"),
-    "archive",
+    *("archive", "download"),
 )
 # Modes that several processes share the work of.
 TOGETHER = ("train", "eval")
@@ -29,14 +30,15 @@ flags.DEFINE_string(
     "input",
     None,
     "predict: an image, a folder with its sub-folders, or a quoted glob; export: likewise, to "
-    "check it with. import: a weight file. score, archive: a folder of label images.",
+    "check it with. import: a weight file. score, archive: a folder of label images. download: an "
+    "archive to unpack, in place of a dataset's own.",
 )
 flags.DEFINE_string("truth", None, "score: a folder of masks with the same names.")
 flags.DEFINE_string(
     "output",
     None,
     "Folder for the results; default WORKDIR/predictions (predict), WORKDIR/export, WORKDIR/score, "
-    "WORKDIR/archive, WORKDIR (import).",
+    "WORKDIR/archive, WORKDIR (import), data.root (download).",
 )
 flags.DEFINE_bool("profile", False, "Write a trace to WORKDIR/profile: a few steps when training.")
 flags.DEFINE_bool(
@@ -53,13 +55,13 @@ flags.DEFINE_bool("debug", False, "Show the stack trace of a user error.")
 
 def parse(argv: list[str]) -> flags.FlagValues:
     """absl's parsing, with its errors in our words."""
-    spec = config_spec(argv)
-    if spec is not None:
-        path = spec.split(":")[0]
-        if not Path(path).is_file():
-            raise ConfigError(f"--config={path}: no such file")
-        configuration.allow_siblings(path)
     try:
+        argv = [argv[0], *FLAGS.read_flags_from_files(argv[1:])]  # --flagfile=FILE
+        spec = config_spec(argv)
+        if spec is not None:
+            path = spec.split(":")[0]
+            configuration.check_file(path)
+            configuration.allow_siblings(path)
         rest = FLAGS(argv)
     except flags.Error as error:
         if "Traceback" in str(error):  # of get_config, quoted; run it again for its own error
@@ -73,12 +75,13 @@ def parse(argv: list[str]) -> flags.FlagValues:
         return FLAGS
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is no flag; flags begin with --")
-    if FLAGS.config is None and FLAGS.mode not in ("import", "score"):
+    for key in _overrides(argv) if FLAGS.config else ():
+        configuration.check_no_section(FLAGS.config, key)
+    if FLAGS.config is None and FLAGS.mode not in ("import", "score", "download"):
         raise ConfigError("--config=FILE.py is missing, for instance --config=configs/v3plus.py")
     elsewhere = not FLAGS.output
-    needs_workdir = {"count": False, "score": False, "import": elsewhere, "archive": elsewhere}.get(
-        FLAGS.mode, True
-    )
+    never = dict.fromkeys(("count", "score", "download"), False)
+    needs_workdir = (never | dict.fromkeys(("import", "archive"), elsewhere)).get(FLAGS.mode, True)
     if (needs_workdir or FLAGS.profile) and not FLAGS.workdir:
         raise ConfigError("--workdir=DIR is missing: where checkpoints and pictures go")
     return FLAGS
@@ -101,6 +104,20 @@ def join(flags: flags.FlagValues) -> bool:
     return True
 
 
+def quieten_libraries() -> None:
+    """Lets what goes wrong be said once, by us: for a full disk Orbax, asyncio and TensorStore,
+    each in its own way, write pages of stack traces first."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    former = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            former(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def in_words(error: BaseException) -> BaseException:
     """`error`; of disk, memory or permissions the `ResourceError` that says what to do."""
     exhausted = isinstance(error, (OSError, MemoryError)) or (
@@ -113,13 +130,20 @@ def in_words(error: BaseException) -> BaseException:
 
 
 def config_spec(argv) -> str | None:
-    """What follows --config, in either of absl's spellings."""
+    """What follows --config, in either of absl's spellings.
+
+    Raises:
+      ConfigError: if there are two.
+    """
+    found = []
     for argument, following in zip(argv, [*argv[1:], None]):
         if argument in ("--config", "-config"):
-            return following
-        if argument.startswith(("--config=", "-config=")):
-            return argument.split("=", 1)[1]
-    return None
+            found.append(following)
+        elif argument.startswith(("--config=", "-config=")):
+            found.append(argument.split("=", 1)[1])
+    if len(found) > 1:
+        raise ConfigError(f"--config is given {len(found)} times; one file makes a run")
+    return found[0] if found else None
 
 
 def _flag_error(text: str) -> str:
@@ -132,12 +156,16 @@ def _override_error(argv, error) -> str:
     """Finds the override that is not in the config and names the nearest key."""
     config = configuration.load(config_spec(argv))
     known = configuration.flat(config)
-    for argument in argv:
-        if argument.startswith("--config."):
-            key = argument[len("--config.") :].split("=", 1)[0]
-            if key not in known:
-                return configuration.unknown_key(config, key)
+    for key in _overrides(argv):
+        if key not in known:
+            return configuration.unknown_key(config, key)
     return str(error)
+
+
+def _overrides(argv) -> list[str]:
+    """The keys of --config.KEY=VALUE."""
+    found = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in argv)
+    return [match[1] for match in found if match]
 
 
 def help_text() -> str:

@@ -10,10 +10,10 @@ from typing import Any
 
 import ml_collections
 
-from deeplab_jax import crf, ops, optim
+from deeplab_jax import crf, kinds, ops, optim
 from deeplab_jax.data import datasets
 from deeplab_jax.data.balance import CLASS_WEIGHTS
-from deeplab_jax.data.pipeline import CLASSIFICATION, ON_ERROR
+from deeplab_jax.data.pipeline import CLASSIFICATION, DATASETS, ON_ERROR
 from deeplab_jax.errors import ConfigError, did_you_mean
 from deeplab_jax.runtime import finite
 
@@ -21,6 +21,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OUTPUTS = ("labels", "colours", "overlays", "probabilities")  # of --mode=predict
 OF_FILES = ("outputs", "batch_size", "archive")  # keys of `predict` that are not of one image
 ARCHIVES = ("voc", "cityscapes")  # datasets with a test server
+ON_NAN = ("stop", "skip")
 TILE_SIZE = (1025, 1025)  # of images too large to be seen whole
 MAPPINGS = ("model.heads", "data.label_map")  # keys whose values are mappings, not sections
 # What `check` asks of numbers.
@@ -31,6 +32,7 @@ NOT_NEGATIVE = (
     "train.eval_every",
     "train.checkpoint_every",
     "train.steps",
+    "train.max_skipped",
     "loss.hard_example_mining_step",
     "loss.auxiliary_weight",
     "optim.slow_start_step",
@@ -44,6 +46,9 @@ AT_LEAST_1 = (
     "eval.batch_size",
     "predict.batch_size",
     "data.bootstrap_copies",
+    "data.max_pixels",
+    "data.max_unpacked_bytes",
+    "data.max_unpacked_files",
     "data.num_threads",
     "optim.learning_rate_decay_step",
     "crf.iterations",
@@ -64,8 +69,7 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ml_collection
       ConfigError: no such file, preset or key, or a value of the wrong type.
     """
     path, _, preset = spec.partition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such config file")
+    check_file(path)
     allow_siblings(path)
     module_spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(module_spec)
@@ -76,13 +80,38 @@ def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ml_collection
         raise ConfigError(f"{spec}: {error}") from error
     config.lock()
     for key, value in (overrides or {}).items():
+        check_no_section(config, key)
         try:
             config.update_from_flattened_dict({key: value})
+            check_no_section(config, key)
         except (KeyError, AttributeError) as error:
             raise ConfigError(unknown_key(config, key)) from error
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config.{key}={value!r}: {error}") from error
     return config
+
+
+def check_file(path: str | Path) -> None:
+    """Raises ConfigError unless `path` is a Python file: no other is a configuration.
+
+    Python would execute whatever is in it, whatever its name says.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"--config={path}: no such file")
+    if Path(path).suffix != ".py":
+        raise ConfigError(
+            f"--config={path}: a configuration is a Python file, FILE.py, and others are not read; "
+            "a run's config.json is a record of it: give the FILE.py and the --config.KEY=VALUE "
+            "that it came from"
+        )
+
+
+def check_no_section(config: ml_collections.ConfigDict, key: str) -> None:
+    """Raises ConfigError if `key` is, or was made, a section: overrides are of keys in it."""
+    for word in key.split("."):
+        config = config.get(word) if hasattr(config, "items") else None
+    if hasattr(config, "items") and key not in MAPPINGS:
+        raise ConfigError(f"config.{key} is a section: override its keys one by one")
 
 
 def changes(spec: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,6 +122,17 @@ def changes(spec: str, config: Mapping[str, Any]) -> dict[str, Any]:
             plain.update_from_flattened_dict({key: value})
             out[key] = value
     return out
+
+
+def differences(path: Path, config: Mapping[str, Any]) -> list[str]:
+    """What the stored configuration at `path` has otherwise than `config`, a line a key."""
+    try:
+        stored = flat(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return []  # of an older version, or none: nothing to compare with
+    now = flat(json.loads(to_json(config)))
+    keys = [key for key in now if key in stored and now[key] != stored[key]]
+    return [f"{key}={now[key]}, it was {stored[key]}" for key in keys]
 
 
 def allow_siblings(path: str | Path) -> None:
@@ -128,6 +168,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def check(config: Mapping[str, Any]) -> None:
     """Raises ConfigError for a value that would only fail later, naming it."""
     values = flat(config)
+    kinds.check(values)
     classes = values["model.num_classes"]
     classifier = values["model.name"] == "classifier"
     most, why = (2**16, "a classifier's are") if classifier else (256, "labels are bytes,")
@@ -182,6 +223,10 @@ def check(config: Mapping[str, Any]) -> None:
     if values["data.records"] and values["data.name"] not in datasets.DATASETS:
         raise ConfigError(f"data.records packs published datasets, not {values['data.name']}")
     augment_on, name = values["data.augment_on"], values["data.name"]
+    if name not in DATASETS:
+        raise ConfigError(
+            f"data.name={name!r} is not one of {', '.join(DATASETS)}" + did_you_mean(name, DATASETS)
+        )
     if augment_on not in ("host", "device"):
         raise ConfigError(f"data.augment_on={augment_on!r}: is not one of host, device")
     if augment_on == "device" and name in ("synthetic", *CLASSIFICATION):
@@ -225,6 +270,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError("eval.resize: the CRF is evaluated at the images' own size alone")
     if values["data.on_error"] not in ON_ERROR:
         raise ConfigError(f"data.on_error={values['data.on_error']}: takes {', '.join(ON_ERROR)}")
+    if values["train.on_nan"] not in ON_NAN:
+        raise ConfigError(f"train.on_nan={values['train.on_nan']}: takes {', '.join(ON_NAN)}")
     _check_classifier(values, classifier)
     _check_label_map(values, classes)
     datasets.check_channels(values["data.name"], values["data.channels"])

@@ -1,6 +1,5 @@
 """Foreign weights in, weights of ours out: a checkpoint, a file to share, and their description."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,11 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from deeplab_jax import checkpoint, counting, importers, models, runtime
+from deeplab_jax import checkpoint, counting, importers, models, report, runtime
 from deeplab_jax.data.transforms import NORMALIZATIONS
 from deeplab_jax.errors import ConfigError, WeightsError
 from deeplab_jax.importers import WEIGHTS
+from deeplab_jax.output import sha256
 
 CONFIG, CARD, MAPPING = "config.json", "README.md", "mapping.txt"
 
@@ -82,8 +82,8 @@ def convert(source: Path, folder: Path, model: dict[str, Any] | None, normalizat
     )
     count = counting.count(module, (513, 513))
     runtime.write_whole(folder / CARD, _card(source, description, count))
-    with checkpoint.manager(folder, keep=1) as manager:
-        checkpoint.save(manager, 0, variables, {"imported": str(source)})
+    with checkpoint.Checkpoints(folder, keep=1) as kept:
+        kept.save(0, variables, {"imported": str(source)})
     runtime.say("the model, as keywords of deeplab_jax.models.build:")
     for key, value in keywords.items():
         runtime.say(f"  {key} = {value!r}")
@@ -111,12 +111,12 @@ def export(path: Path, variables: Any, description: dict[str, Any]) -> None:
 
 
 def _card(source: Path, description: dict[str, Any], count: dict[str, Any]) -> str:
-    model = description["model"]
-    digest = f" (SHA-256 {_digest(source)})" if source.is_file() else ""
-    keywords = "\n".join(f"| {key} | `{value!r}` |" for key, value in model.items())
+    model, origin = description["model"], report.text(description["source"])
+    digest = f" (SHA-256 {sha256(source)})" if source.is_file() else ""
+    keywords = "\n".join(f"| {key} | {_code(repr(value))} |" for key, value in model.items())
     return f"""# {model["name"]} {model["backbone"]}, {model["num_classes"]} classes
 
-Weights of {description["source"]}, imported from `{source.name}`{digest}. They keep the licence and
+Weights of {origin}, imported from {_code(source.name)}{digest}. They keep the licence and
 the conditions of their source.
 
 Images are RGB, normalised as `{description["data"]["normalization"]}`; {count["parameters"]:,}
@@ -137,6 +137,6 @@ variables = importers.load("{WEIGHTS}", target)
 """
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _code(value: str) -> str:
+    """As code in Markdown, which nothing in it ends: a file's header may say anything."""
+    return f"`{''.join(c if c.isprintable() and c not in '`|' else '_' for c in value)}`"

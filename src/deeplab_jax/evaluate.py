@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -221,6 +222,12 @@ def headline(results: Mapping[str, Any]) -> str:
     return f"mean iou {percent(results['mean_iou'])}"
 
 
+def merit(results: Mapping[str, Any]) -> str:
+    """The key of the figure by which one checkpoint is better than another: of the subset of
+    classes, if there is one."""
+    return next((key for key in results if re.fullmatch(r"mean_iou_\d+", key)), "mean_iou")
+
+
 def table(results: Mapping[str, Any]) -> str:
     """The per-class table and the totals, for people. An absent class shows as "–"."""
     width = max(len(name) for name in results["iou"])
@@ -272,8 +279,10 @@ def write(
     runtime.write_whole(folder / "report.html", page)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["truth \\ prediction", *labels.names])
-    writer.writerows([name, *row.tolist()] for name, row in zip(labels.names, tally.total))
+    # A spreadsheet would compute what begins so.
+    names = [f"'{name}" if name.startswith(("=", "+", "-", "@")) else name for name in labels.names]
+    writer.writerow(["truth \\ prediction", *names])
+    writer.writerows([name, *row.tolist()] for name, row in zip(names, tally.total))
     runtime.write_whole(folder / "confusion.csv", table.getvalue())
     if tally.images is not None:
         keys = ("whole", *(f"trimap_{width}" for width in tally.bands))

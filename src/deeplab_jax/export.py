@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import max_dim, min_dim
 
-from deeplab_jax import runtime
+from deeplab_jax import report, runtime
 from deeplab_jax import saved_model as tensorflow
 from deeplab_jax.config import PLATFORMS
 from deeplab_jax.data.labels import FILE, Labels
@@ -237,7 +237,7 @@ def _card(labels: Labels, found, origin: str, channels: int, probabilities: bool
         if channels == 3
         else f'np.load("images.npy")  # {channels} channels'
     )
-    names = ", ".join(labels.names[:12]) + (", ..." if len(labels.names) > 12 else "")
+    names = report.text(", ".join(labels.names[:12])) + (", ..." if len(labels.names) > 12 else "")
     return f"""# A segmentation network, exported
 
 {MODEL} takes images [batch, height, width, {channels}] uint8 of any size and gives labels

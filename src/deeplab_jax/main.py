@@ -1,6 +1,8 @@
 """The modes of the command line: calls the library, turns user errors into a line and a code."""
 
+import contextlib
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from deeplab_jax import (
     counting,
     evaluate,
     export,
+    lock,
     networks,
     predict_files,
     processes,
@@ -33,7 +36,7 @@ from deeplab_jax import check_data as checking
 from deeplab_jax import config as configuration
 from deeplab_jax import score as scores
 from deeplab_jax import train as training
-from deeplab_jax.data import balance, datasets, files, inputs, pipeline
+from deeplab_jax.data import balance, datasets, download, files, inputs, pipeline
 from deeplab_jax.data.labels import FILE
 from deeplab_jax.data.skipping import unreadable
 from deeplab_jax.errors import (
@@ -45,6 +48,7 @@ from deeplab_jax.errors import (
     did_you_mean,
 )
 from deeplab_jax.models.folding import fold_batch_norm
+from deeplab_jax.output import complain
 
 # Modes that a classifier has no use for.
 LABEL_MAPS = ("predict", "check_data", "tune_crf", "export", "score", "archive")
@@ -68,9 +72,9 @@ def run(
       mode: one of `command_line.MODES`.
       workdir: for everything that is written.
       input: predict: file, folder or glob, export: likewise, to check it with; import: weight
-        file; score, archive: folder of label images.
-      output: predict, export, score, archive, import: where to, if not workdir/predictions,
-        workdir/export, workdir/score, workdir/archive, workdir.
+        file; score, archive: folder of label images; download: an archive to unpack.
+      output: predict, export, score, archive, import, download: where to, if not
+        workdir/predictions, workdir/export, workdir/score, workdir/archive, workdir, data.root.
       profile: write a trace of the work to workdir/profile; of training a few steps.
       spec: "FILE.py:preset" of `config`; check_data bases the configuration it writes on it.
       truth: score: folder of masks.
@@ -86,6 +90,9 @@ def run(
         raise ConfigError(
             f"--mode={mode} is not one of {', '.join(modes)}" + did_you_mean(mode, modes)
         )
+    if mode == "download":
+        return download.download_or_unpack(config, input, output)
+    files.limit_pixels(files.MAX_PIXELS if config is None else config.data.max_pixels)
     if config is not None:
         classes.fill_in(config, mode, workdir)
         configuration.check(config)
@@ -98,9 +105,12 @@ def run(
         raise ConfigError(f"--mode={mode} is about label maps, and model.name=classifier has none")
     traces = workdir / "profile" if profile and runtime.leads() else None
     if mode == "train":
-        return _train(config, workdir, traces)
+        networks.build(config)  # what cannot be built leaves no workdir
+        with lock.held(workdir) if runtime.leads() else contextlib.nullcontext():
+            return _train(config, workdir, traces)
     if mode == "import":
-        return _import(config, input, output or workdir)
+        with lock.held(output or workdir):
+            return _import(config, input, output or workdir)
     if mode == "score":
         return scores.score_files(config, input, truth, output or (workdir and workdir / "score"))
     if mode == "archive":
@@ -120,6 +130,8 @@ def _train(config, workdir: Path, traces: Path | None):
     module, eval_module = networks.build(config)
     mesh = runtime.data_mesh(config.spatial_shards)
     training.check_batch(config, mesh)
+    first = checkpoint.recover(workdir)
+    first = None if processes.same(-1 if first is None else first, workdir) < 0 else first
     source = pipeline.source(config.data, config.data.train_split, config.model.num_classes)
     source, class_weights = balance.balanced(
         source, config.data, config.loss, config.model.num_classes
@@ -131,9 +143,9 @@ def _train(config, workdir: Path, traces: Path | None):
     _check_heads(config, source[0])
     channels = source[0]["image"].shape[-1]
     variables = training.init_variables(module, config.seed, channels)
-    if checkpoint.latest_step(workdir) == 0:  # imported here
+    if first == 0:  # imported here
         variables, _ = checkpoint.load_variables(workdir, variables)
-    elif config.init_from and not checkpoint.latest_step(workdir):
+    elif config.init_from and not first:
         variables = networks.load(config, variables)
     index, count = processes.place()
     batches = pipeline.train_iterator(
@@ -159,6 +171,8 @@ def _train(config, workdir: Path, traces: Path | None):
     def describe():  # so that the checkpoint means something without its data
         if not runtime.leads():
             return
+        for change in configuration.differences(workdir / "config.json", recipe) if first else ():
+            runtime.say(f"warning: resuming with {change}")
         runtime.write_whole(workdir / "config.json", configuration.to_json(recipe))
         if _scoring(config) is evaluate:
             runtime.write_whole(workdir / FILE, labels.to_json())
@@ -168,8 +182,8 @@ def _train(config, workdir: Path, traces: Path | None):
         results = scoring.evaluate(
             eval_module, variables, val_source, config, labels, mesh=mesh
         ).figures
-        _write_metrics(workdir, step, config.eval.split, results)
         runtime.say(f"step {step}  {config.eval.split} {scoring.headline(results)}")
+        return {"split": config.eval.split} | results, scoring.merit(results)
 
     with batches:
         variables, step = training.train(
@@ -178,6 +192,7 @@ def _train(config, workdir: Path, traces: Path | None):
             batches,
             recipe,
             workdir,
+            first=first,
             mesh=mesh,
             evaluate=evaluate_between,
             begun=describe,
@@ -192,7 +207,21 @@ def _train(config, workdir: Path, traces: Path | None):
     skipped = processes.gathered(np.array([*unreadable(source)], np.int64))
     if skipped := len(np.unique(np.concatenate(skipped))):
         runtime.say(f"{skipped} training examples could not be read; others stood in for them")
-    return _evaluate_fully(config, workdir, eval_module, variables, val_source, labels, step)
+    with processes.Preemption() as preemption:
+        results = preemption.until_asked(
+            lambda: _evaluate_fully(
+                config, workdir, eval_module, variables, val_source, labels, step
+            )
+        )
+    if results is None:
+        raise Preempted(
+            f"{preemption.asked}: trained, step {step} is in {workdir}; the same command evaluates"
+        )
+    figure = _scoring(config).merit(results)
+    this = checkpoint.Best(step, results[figure], figure)
+    if this.beats(checkpoint.read_best(workdir)):
+        checkpoint.note_best(workdir, this)
+    return results
 
 
 def _scoring(config):
@@ -374,6 +403,8 @@ def cli() -> int:
 def main() -> int:
     """The program of `sys.argv`; returns the exit code."""
     argv, together = sys.argv, False
+    if "--debug" not in argv:
+        command_line.quieten_libraries()
     try:
         flags = command_line.parse(argv)
         if flags.help:
@@ -394,11 +425,14 @@ def main() -> int:
         told, debug = command_line.in_words(error), "--debug" in argv
         if together and not isinstance(told, processes.OF_ALL):
             processes.end_with(told, debug)
+        if isinstance(error, KeyboardInterrupt) and not debug:
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
         if debug or not isinstance(told, UserError):
             raise
         if not together or runtime.leads():
             prefix = "" if isinstance(told, Preempted) else "error: "
-            print(f"{prefix}{told}", file=sys.stderr)
+            complain(f"{prefix}{told}")
         return told.exit_code
     return 0
 

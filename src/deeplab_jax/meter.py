@@ -50,9 +50,10 @@ class Meter:
             max(there - max(before, resumed), 0)
             for (there, resumed), before in zip(self.arrivals, free)
         ]
+        counted = [f for f in figures if f["sound"]] or figures  # without steps that were skipped
         out = {
-            "loss": float(np.mean([f["loss"] for f in figures])),
-            "gradient_norm": float(np.mean([f["gradient_norm"] for f in figures])),
+            "loss": float(np.mean([f["loss"] for f in counted])),
+            "gradient_norm": float(np.mean([f["gradient_norm"] for f in counted])),
             "learning_rate": float(figures[-1]["learning_rate"]),
             "images_per_second": self.batch_size * len(figures) / elapsed,
             "data_wait_share": sum(waits) / elapsed,

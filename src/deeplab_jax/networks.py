@@ -25,11 +25,11 @@ def build(config) -> tuple[nn.Module, nn.Module]:
 
 
 def trained(config, workdir: Path, module: nn.Module, channels: int) -> tuple[Any, int]:
-    """(variables, step): of the workdir's newest checkpoint, else of `init_from`."""
+    """(variables, step): of the workdir's `config.checkpoint`, else of `init_from`."""
     like = training.variable_shapes(module, channels)
     if checkpoint.latest_step(workdir) is not None:
         _check_start(config, workdir)
-        variables, step = checkpoint.load_variables(workdir, like)
+        variables, step = checkpoint.load_variables(workdir, like, config.checkpoint)
         runtime.say(f"weights: {workdir}, step {step}")
         return variables, step
     if not config.init_from:

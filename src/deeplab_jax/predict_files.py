@@ -3,6 +3,7 @@
 import functools
 import io
 import math
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -44,10 +45,10 @@ def targets(
     for path, place in found.items():
         parts = [_printable(part) for part in place.with_suffix("").parts if part != ".."]
         name, count = Path(*parts), 1
-        while name in taken:  # a.jpg and a.png
+        while _folded(name) in taken:  # a.jpg and a.png
             count += 1
             name = Path(*parts[:-1], f"{parts[-1]}_{count}")
-        taken.add(name)
+        taken.add(_folded(name))
         out[path] = {
             kind: output / kind / f"{name}.{'npz' if kind == 'probabilities' else 'png'}"
             for kind in outputs
@@ -58,6 +59,11 @@ def targets(
         if path.resolve() in written:
             raise ConfigError(f"--output={output} would overwrite the input {path}; choose another")
     return out
+
+
+def _folded(name: Path) -> str:
+    """What names of one file have in common on disks that know no case, or one spelling of é."""
+    return unicodedata.normalize("NFC", str(name)).casefold()
 
 
 def _printable(part: str) -> str:

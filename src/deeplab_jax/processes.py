@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -116,10 +117,10 @@ def end_with(error: BaseException, debug: bool) -> None:
         traceback.print_exception(error)
         code = getattr(error, "exit_code", 1)
     elif lost:
-        print(f"error ({who}): {LOST} ({str(error).splitlines()[0]})", file=sys.stderr)
+        output.complain(f"error ({who}): {LOST} ({str(error).splitlines()[0]})")
         code = ResourceError.exit_code
     else:
-        print(f"error ({who}): {error}", file=sys.stderr)
+        output.complain(f"error ({who}): {error}")
         code = error.exit_code
     sys.stdout.flush()
     sys.stderr.flush()
@@ -200,6 +201,11 @@ def same(step: int, workdir: Any) -> int:
     return step
 
 
+def first_says(said: bool) -> bool:
+    """What the first process says; call it in all."""
+    return bool(gathered(np.array([said]))[0][0])
+
+
 def left_out(seen: int, source: Any) -> int:
     """How many examples of `source` no process has seen; call it in all, with each one's number.
 
@@ -229,35 +235,64 @@ def gathered(array: np.ndarray) -> list[np.ndarray]:
 
 
 class Preemption:
-    """Tells the loop of training, after a step, that SIGTERM came and this step is the last.
+    """Tells the loop of training, after a step, that SIGTERM or Ctrl-C came and this step is the
+    last.
 
-    Of several processes each learns it at the same step, whichever got the signal: JAX catches it
-    (jax_enable_preemption_service). Alone, this does. A second SIGTERM ends a process that is alone
-    at once, and so does any after the loop. Use it in a `with`.
+    Of several processes each learns of SIGTERM at the same step, whichever got it: JAX catches it
+    (jax_enable_preemption_service), and Ctrl-C ends them at once. Alone, this catches both. A
+    second one ends a process that is alone at once, and so does any after the `with` it is used in.
+
+    Attributes:
+      asked: the signal's name; "" while there was none.
     """
 
     def __init__(self):
-        self.asked, self.former = False, None
+        self.asked, self._former, self._interrupting = "", {}, False
 
     def reached(self, step: int) -> bool:
         """Call it after every step."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.asked
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.asked = "SIGTERM"
+        return bool(self.asked)
 
-    def _ask(self, *_):
-        self.asked = True
-        signal.signal(signal.SIGTERM, self.former)
+    def until_asked(self, work: Callable[[], Any]) -> Any:
+        """`work()`, which a signal ends at once without an error; then None.
+
+        Of several processes none ends so: they would wait for each other.
+        """
+        try:
+            self._interrupting = True
+            return None if self.asked else work()
+        except _Asked:
+            return None
+        finally:
+            self._interrupting = False
+
+    def _ask(self, number, _):
+        self.asked = signal.Signals(number).name
+        # A second Ctrl-C must not wait for anything, but a notebook's process lives on.
+        at_once = self._former[signal.SIGINT] if hasattr(sys, "ps1") else signal.SIG_DFL
+        signal.signal(signal.SIGINT, at_once)
+        signal.signal(signal.SIGTERM, self._former[signal.SIGTERM])
+        runtime.say(f"{self.asked}: saving after this step; another one ends at once")
+        if self._interrupting:
+            raise _Asked
 
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
             return self  # a thread may not set handlers
         if jax.process_count() > 1:
-            self.former = signal.SIG_DFL  # of the command line's own process
+            self._former = {signal.SIGTERM: signal.SIG_DFL}  # of the command line's own process
         else:
-            self.former = signal.signal(signal.SIGTERM, self._ask) or signal.SIG_DFL
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._former[number] = signal.signal(number, self._ask) or signal.SIG_DFL
         return self
 
     def __exit__(self, *_):
-        if self.former is not None:
-            signal.signal(signal.SIGTERM, self.former)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+
+class _Asked(BaseException):
+    """Raised by a signal where nothing has to be finished first."""

@@ -54,7 +54,7 @@ def page(
     curves = {"": figures, "before the CRF": figures.get("before_crf", {})}
     curves = {name: of["trimap_mean_iou"] for name, of in curves.items() if "trimap_mean_iou" in of}
     galleries = "".join(
-        f"<h2>{_text(heading.capitalize())}</h2>"
+        f"<h2>{text(heading.capitalize())}</h2>"
         f"<div class=gallery>{''.join(map(_slider, shown))}</div>"
         for heading, shown in examples.items()
         if shown
@@ -103,7 +103,7 @@ for (const slider of document.querySelectorAll("input[type=range]")) {
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    rows = [f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>" for key, value in rows.items()]
+    rows = [f"<tr><th>{text(key)}</th><td>{text(value)}</td></tr>" for key, value in rows.items()]
     return f"<table>{''.join(rows)}</table>"
 
 
@@ -115,7 +115,7 @@ def _classes(figures, confusion, labels: Labels) -> str:
         colour = "#{:02x}{:02x}{:02x}".format(*labels.palette[label].tolist())
         width = 0 if math.isnan(iou) else 100 * iou
         rows.append(
-            f"<tr><th><span class=swatch style='background:{colour}'></span>{_text(name)}</th>"
+            f"<tr><th><span class=swatch style='background:{colour}'></span>{text(name)}</th>"
             f"<td>{percent(iou)}</td><td>{percent(accuracy)}</td>"
             f"<td>{percent(truth / max(confusion.sum(), 1))}</td>"
             f"<td>{percent(figures['predicted_share'][name])}</td>"
@@ -168,21 +168,21 @@ def _curve(curves: Mapping[str, Mapping[str, float]]) -> str:
 
 def _slider(example: Example) -> str:
     layers = "".join(
-        f"<img alt='{_text(title)}' src='{_jpeg(layer) if i == 0 else _png(layer)}'>"
+        f"<img alt='{text(title)}' src='{_jpeg(layer) if i == 0 else _png(layer)}'>"
         for i, (title, layer) in enumerate(example.layers.items())
     )
-    titles = "".join(f"<span>{_text(title)}</span>" for title in example.layers)
+    titles = "".join(f"<span>{text(title)}</span>" for title in example.layers)
     last = len(example.layers) - 1
     return (
         f"<figure><div class=stack>{layers}</div>"
         f"<input type=range min=0 max={last} step=0.01 value={min(2, last)} "
-        f"aria-label='what is shown of {_text(example.name)}'>"
+        f"aria-label='what is shown of {text(example.name)}'>"
         f"<div class=titles>{titles}</div>"
-        f"<figcaption>{_text(example.name)}, mean IoU {percent(example.iou)}</figcaption></figure>"
+        f"<figcaption>{text(example.name)}, mean IoU {percent(example.iou)}</figcaption></figure>"
     )
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """Names come from users' files: as text, never as markup."""
     return html.escape("".join(c for c in str(value) if c.isprintable()), quote=True)
 

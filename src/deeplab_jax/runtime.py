@@ -128,9 +128,11 @@ def split_over_height(x: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
 def check_batch_size(keyword: str, batch_size: int, shards: int) -> None:
     """Raises ConfigError unless the batch divides over the devices, or groups of them."""
     if batch_size < 1 or batch_size % shards:
-        near = max(shards, round(batch_size / shards) * shards)
+        below = batch_size // shards * shards
+        sizes = [size for size in (below, below + shards) if size > 0]
         raise ConfigError(
-            f"{keyword}={batch_size} does not divide over {shards} devices; {near} would"
+            f"{keyword}={batch_size} does not divide over {shards} devices; "
+            f"{' or '.join(map(str, sizes))} would"
         )
 
 
@@ -157,6 +159,11 @@ class MetricWriter:
         kept = [line for line in lines if _step_of(line) <= step]
         if len(kept) < len(lines):
             write_whole(self.path, "".join(f"{line}\n" for line in kept))
+
+    def has_evaluation_of(self, step: int) -> bool:
+        """Whether there is a line of an evaluation at this step."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return any(_step_of(line) == step and "split" in json.loads(line) for line in lines)
 
     def write(self, values: Mapping[str, Any]) -> None:
         if not leads():

@@ -1,6 +1,7 @@
 """A network ready to use, from whatever holds one: `deeplab_jax.load(path).segment(image)`."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,13 @@ class Segmenter:
         return image
 
 
-def load(path: str | Path, **options: Any) -> Segmenter:
+def load(path: str | Path, *, step: int | str = "newest", **options: Any) -> Segmenter:
     """The network in a workdir of ours, an exported folder, or a foreign weight file.
 
     Args:
-      path: a workdir of `--mode=train` or `import` (its newest checkpoint), a folder of
+      path: a workdir of `--mode=train` or `import` (a checkpoint), a folder of
         `--mode=export`, or what `importers.load` reads.
+      step: of a workdir, "newest", "best" or the number of one.
       options: keywords of `predict.predict` in place of the stored ones; an export has none.
 
     Raises:
@@ -96,7 +98,7 @@ def load(path: str | Path, **options: Any) -> Segmenter:
             raise WeightsError(f"{path} is an exported network: it takes no {', '.join(options)}")
         return _exported(path)
     if checkpoint.latest_step(path) is not None:
-        return _trained(path, options)
+        return _trained(path, step, options)
     return _foreign(path, options)
 
 
@@ -112,7 +114,7 @@ def _exported(folder: Path) -> Segmenter:
     return Segmenter(answer, labels, program.in_avals[0].shape[-1])
 
 
-def _trained(workdir: Path, options) -> Segmenter:
+def _trained(workdir: Path, step, options) -> Segmenter:
     try:
         stored = _tuples(json.loads((workdir / "config.json").read_text()))
     except (OSError, ValueError) as error:
@@ -123,10 +125,11 @@ def _trained(workdir: Path, options) -> Segmenter:
     trained_here = "predict" in stored  # else by --mode=import, which knows the model alone
     if trained_here:
         model = config.eval_model(stored)
+    _check_known(model["backbone"], workdir)
     module = models.build(**model)
     channels = pipeline.channels(data) if trained_here else 3
     like = training.variable_shapes(module, channels)
-    variables, _ = checkpoint.load_variables(workdir, like)
+    variables, _ = checkpoint.load_variables(workdir, like, step)
     labels = pipeline.usual_labels(model["num_classes"])
     if (workdir / FILE).is_file():
         labels = label_files.read(workdir / FILE, data["ignore_label"])
@@ -135,6 +138,16 @@ def _trained(workdir: Path, options) -> Segmenter:
         conventions |= config.predict_options(stored) | {"raw_ids": None}
     seen = data.get("channels", "rgb") if channels == 3 else f"{channels} channels"
     return _live(module, variables, labels, conventions | options, channels, seen)
+
+
+def _check_known(backbone: str, workdir: Path) -> None:
+    """A record must not have code run: what it names beyond this package is imported already."""
+    module, own, _ = backbone.partition(":")
+    if own and module not in sys.modules:
+        raise WeightsError(
+            f"{workdir}: its config.json names the backbone {backbone!r}; `import {module}` before "
+            "you load it, if you trust that module"
+        )
 
 
 def _foreign(path: Path, options) -> Segmenter:

@@ -9,12 +9,11 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from deeplab_jax import checkpoint, losses, ops, optim, processes, runtime
+from deeplab_jax import checkpoint, losses, nonfinite, ops, optim, processes, runtime
 from deeplab_jax.data.transforms import normalization
-from deeplab_jax.errors import ConfigError, DataError, NumericsError, Preempted
+from deeplab_jax.errors import ConfigError, DataError, Preempted
 from deeplab_jax.meter import Meter
 from deeplab_jax.predict import normalize
 
@@ -172,6 +171,7 @@ def make_step(
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, moving)
         params = state.params | optax.apply_updates(moving, updates)
+        sound = nonfinite.sound(loss, grads, updates, batch_stats)
         average = None
         if state.average is not None:
             # In this form what does not change keeps its average bit for bit.
@@ -184,15 +184,18 @@ def make_step(
             "loss": loss,
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
+            "sound": sound,
         }
-        state = TrainState(
+        after = TrainState(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
             average=average,
         )
-        return state, figures
+        if train["on_nan"] == "skip":
+            after = nonfinite.kept_where(sound, after, state).replace(step=after.step)
+        return after, figures
 
     replicated, split = runtime.replicated(mesh), runtime.batch_sharding(mesh)
     return jax.jit(
@@ -244,13 +247,14 @@ def train(
     config: Mapping[str, Any],
     workdir: Path,
     *,
+    first: int | None,
     mesh: jax.sharding.Mesh,
-    evaluate: Callable[[Any, int], None],
+    evaluate: Callable[[Any, int], tuple[dict[str, Any], str]],
     begun: Callable[[], None] = lambda: None,
     position_check: Mapping[str, Any],
     profile: Path | None = None,
 ) -> tuple[Any, int]:
-    """Trains to `config.train.steps`, resuming from workdir's newest checkpoint if there is one.
+    """Trains to `config.train.steps`, from `first` on.
 
     Args:
       module: the network to train.
@@ -258,9 +262,12 @@ def train(
         step may take over their memory.
       batches: iterator with `get_state`, `set_state` (see `data.pipeline.train_iterator`).
       config: the whole configuration.
-      workdir: gets checkpoints/ and metrics.jsonl.
+      workdir: gets checkpoints/, best.json and metrics.jsonl.
+      first: the checkpoint to resume from, that of `checkpoint.recover`; 0 or None: there is none.
       mesh: the devices.
-      evaluate: called with (variables, step) every `train.eval_every` steps, not at the end.
+      evaluate: called with (variables, step) every `train.eval_every` steps, not at the end. Gives
+        (its line for metrics.jsonl, the key in it by which the best checkpoint is kept: the more
+        the better).
       begun: called before the first step, once it is sure that a checkpoint in the workdir fits.
       position_check: facts on the data stream that a resumed run must share.
       profile: folder for a trace of a few steps.
@@ -270,64 +277,108 @@ def train(
       step: past `train.steps` where the workdir already was).
 
     Raises:
-      NumericsError: when the loss is no longer finite; the last checkpoint before is kept.
-      Preempted: after SIGTERM, with a checkpoint of the step that it came in (of several
-        processes: of one soon after), or of the one before an evaluation that it came in.
+      NumericsError: when loss, gradient or batch norm are no longer finite, two steps later at
+        most; the last checkpoint before is kept. With `train.on_nan` = "skip" such steps change
+        nothing, up to `train.max_skipped` of them.
+      Preempted: after SIGTERM or Ctrl-C, with a checkpoint of the step that it came in (of several
+        processes: of one soon after); of an evaluation that it came in, before that one.
       WeightsError: when the checkpoint does not fit.
+      ResourceError: when a checkpoint cannot be written, one step later at most.
       DataError: from the source.
     """
-    train, steps = config["train"], config["train"]["steps"]
+    train, steps, first = config["train"], config["train"]["steps"], first or 0
     train_step, state = begin(module, variables, config, mesh)
     own_mesh = processes.own_mesh(mesh)
     finish = finisher(config["data"], own_mesh)
     writer = runtime.MetricWriter(workdir / "metrics.jsonl")
+    best = checkpoint.read_best(workdir)
 
-    with checkpoint.manager(workdir, train["keep_checkpoints"]) as manager:
-        first = processes.same(manager.latest_step() or 0, workdir)
+    def best_step():
+        return best and best.step
+
+    with (
+        checkpoint.Checkpoints(workdir, train["keep_checkpoints"], best_step) as kept,
+        processes.Preemption() as preemption,
+    ):
+        position = {}
         if first:
-            state, position = checkpoint.restore(manager, first, state)
+            state, position = kept.restore(first, state)
             _check_position(position, position_check, workdir, config["data"]["allow_change"])
             batches.set_state(position["iterator"])
             runtime.say(f"resuming from step {first} in {workdir}")
         begun()
         writer.forget_after(first)
+        watch = nonfinite.Watch(train, workdir, position.get("skipped", 0))
+        meter = Meter(train["batch_size"])
+
+        def save(step):
+            watch.settle()
+            kept.save(step, state, position | {"skipped": watch.skipped} | position_check)
+
+        def evaluated(step):
+            """Evaluates, and keeps the checkpoint if it is the best; of a killed run again."""
+            nonlocal best
+            with meter.paused():
+                found = preemption.until_asked(lambda: evaluate(state.variables, step))
+            if found is None:
+                return
+            line, figure = found
+            this = checkpoint.Best(step, line[figure], figure)
+            if this.beats(best):
+                save(step)
+                kept.finish()
+                best = this
+                checkpoint.note_best(workdir, best)
+            writer.write({"step": step} | line)  # last: a resumed run evaluates what has no line
+
+        def stop_if_asked(step):
+            if preemption.asked:
+                save(step)
+                kept.finish()
+                raise Preempted(
+                    f"{preemption.asked}: step {step} of {steps} is saved in {workdir}; the same "
+                    "command goes on from there, with any number of devices"
+                )
+
         if first >= steps:
             runtime.say(f"step {first} of {steps}: nothing left to train")
             return state.variables, first
+        if first and _due(first, train["eval_every"]):
+            if not processes.first_says(writer.has_evaluation_of(first)):
+                evaluated(first)
+                stop_if_asked(first)
 
-        meter = Meter(train["batch_size"])
-        position = figures = None
+        figures = None
         with (
             runtime.Progress(steps, "train", initial=first, every_seconds=float("inf")) as progress,
             runtime.StepProfile(profile, first + 1) as profiled,
-            processes.Preemption() as preemption,
         ):
+            meter.restart()
             for step in range(first + 1, steps + 1):
                 profiled.before(step, figures)
                 # The device is still at work on the step before: this batch is read and sent
                 # beside it.
                 batch = next(batches)
                 meter.batch_is_there()
-                position = batches.get_state()
+                position = {"iterator": batches.get_state()}
                 if step == first + 1:
                     runtime.say("compiling the train step")
-                batch = processes.joined(finish(runtime.shard_batch(batch, own_mesh)), mesh)
-                state, figures = train_step(state, batch)
+                sent = processes.joined(finish(runtime.shard_batch(batch, own_mesh)), mesh)
+                state, figures = train_step(state, sent)
                 if step == first + 1:
                     jax.block_until_ready(figures)
                     runtime.say(f"first step after {time.monotonic() - meter.started:.0f} s")
                     meter.restart()
                     meter.batch_is_there()
                 meter.step_began(figures)
-                if len(meter.figures) > 2:
-                    # Never more than two steps ahead of the device: batches would pile up.
-                    jax.block_until_ready(meter.figures[-3])
+                watch.saw(step, batch, figures)
+                kept.check()
                 progress.advance()
 
                 last, preempted = step == steps, preemption.reached(step)
                 if _due(step, config["log_every"]) or last or preempted:
+                    watch.settle()
                     line = {"step": step} | meter.finish()
-                    _check_finite(line, step, manager)
                     left = (steps - step) * train["batch_size"] / line["images_per_second"]
                     writer.write(line)
                     progress.note(loss=f"{line['loss']:.3f}")
@@ -337,39 +388,16 @@ def train(
                         f"left {runtime.duration(left)}  "
                         f"data wait {100 * line['data_wait_share']:.0f} %"
                     )
-                if _due(step, train["checkpoint_every"]) or last or preempted:
-                    _check_finite(jax.device_get(figures), step, manager)
-                    saved = {"iterator": position, **position_check}
-                    checkpoint.save(manager, step, state, saved)
-                if preempted:
-                    manager.wait_until_finished()
-                    manager.check_for_errors()
-                    raise Preempted(
-                        f"SIGTERM: step {step} of {steps} is saved in {workdir}; the same command "
-                        "goes on from there, with any number of devices"
-                    )
-                if _due(step, train["eval_every"]) and not last:
-                    with meter.paused():
-                        evaluate(state.variables, step)
-        manager.wait_until_finished()
-        manager.check_for_errors()
+                if _due(step, train["checkpoint_every"]) or last:
+                    save(step)
+                if _due(step, train["eval_every"]) and not (last or preempted):
+                    evaluated(step)
+                stop_if_asked(step)
     return state.variables, steps
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0  # 0: never
-
-
-def _check_finite(line, step, manager) -> None:
-    if np.isfinite(line["loss"]) and np.isfinite(line["gradient_norm"]):
-        return
-    manager.wait_until_finished()
-    kept = manager.latest_step()
-    raise NumericsError(
-        f"loss {line['loss']}, gradient norm {line['gradient_norm']} by step {step}. "
-        + (f"The checkpoint of step {kept} is kept. " if kept else "")
-        + "Try a lower optim.learning_rate, a larger batch, or train.fine_tune_batch_norm=False"
-    )
 
 
 def _check_position(

@@ -13,6 +13,7 @@ covers, and a category of that name. How objects become a label map, data/coco_a
 
 import dataclasses
 import functools
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -146,8 +147,11 @@ def _annotations_file(root: Path, split: str) -> tuple[Path, bool]:
     """(the split's file, whether it is that of all splits)."""
 
     def of(name):
-        return [path for pattern in FILES for path in sorted(root.glob(pattern.format(name)))]
+        patterns = [pattern.format(glob.escape(name)) for pattern in FILES]
+        return [path for pattern in patterns for path in sorted(root.glob(pattern))]
 
+    if not split or files.leads_out(split):
+        raise DataError(f"{root}: a split has a plain name, not {split!r}")
     if found := of(split):
         return found[0], False
     files_there = sorted([*root.glob("*.json"), *root.glob("annotations/*.json")])
@@ -169,7 +173,7 @@ def _read(path: Path) -> dict[str, list[dict]]:
 def _parsed(path: Path, *_state) -> dict[str, list[dict]]:
     try:
         given = json.loads(path.read_text("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also for numbers too long, lists too deep
         raise DataError(f"{path}: not JSON ({error}); export the annotations again") from error
     for section, keys in NEEDED.items():
         entries = given.get(section) if isinstance(given, dict) else None
@@ -206,4 +210,4 @@ def _labels_of(categories: Sequence[Mapping[str, Any]]) -> dict[int, int]:
 
 
 def _find(name: str, places: Sequence[Path]) -> Path | None:
-    return next((place / name for place in places if (place / name).is_file()), None)
+    return next((place / name for place in places if files.is_file(place / name)), None)

@@ -1,11 +1,13 @@
 """Images and masks on disk: reading them without guessing, and pairs of them as a source."""
 
 import dataclasses
+import errno
 import hashlib
 import io
+import os
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from deeplab_jax.data import colors
 from deeplab_jax.data.labels import IGNORE_LABEL, RGB
 from deeplab_jax.errors import DataError, UnreadableError, did_you_mean, first_few
+from deeplab_jax.output import sha256
 
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 MASK_FORMATS = ("PNG", "TIFF", "BMP")
@@ -21,8 +24,25 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 # Pillow widens grey of 2 and 4 bits to a byte; ids must come back as they were stored.
 NARROW_GREY = {"L;2": 85, "L;4": 17}
 COLORED = ("RGB", "RGBA")
-# Pillow warns at 89 megapixels and refuses at twice as many: photographs of 100 are no attack.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+MAX_PIXELS = 178_956_970  # of an image; configs/common.py has the same, where Pillow refuses
+_LIMIT = "DEEPLAB_JAX_MAX_PIXELS"  # in the environment, which the processes of the data inherit
+
+
+def limit_pixels(most: int) -> None:
+    """Sets how many pixels an image may have, for this process and those it starts.
+
+    Pillow's own limit, which warns at half as many, is off from then on in all of the process.
+    """
+    os.environ[_LIMIT] = str(most)
+    Image.MAX_IMAGE_PIXELS = None
+
+
+# What Pillow has to say of odd metadata, which many cameras write, names no file. What matters of a
+# file it gives us anyway, or raises.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+if _LIMIT in os.environ:  # of the process that started this one
+    limit_pixels(int(os.environ[_LIMIT]))
 
 
 def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
@@ -33,7 +53,8 @@ def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
       encoded: a file's content that lies elsewhere, in a database.
 
     Raises:
-      DataError: if the file is missing, truncated, no image, or larger than Pillow's limit.
+      DataError: if the file is missing, truncated, no image, or has more pixels than
+        `limit_pixels` allows.
     """
     with _opened(path, IMAGE_FORMATS, "image", encoded) as image:
         return upright_rgb(image, path)
@@ -111,6 +132,7 @@ class _opened:
         try:
             file = self.path if self.encoded is None else io.BytesIO(self.encoded)
             self.image = Image.open(file, formats=self.formats)
+            self._check_size()
             arguments = self.image.tile[0][3] if self.image.tile else None
             self.stored_mode = arguments[0] if isinstance(arguments, tuple) else arguments
             self.image.load()
@@ -121,7 +143,7 @@ class _opened:
         except Image.DecompressionBombError as error:
             raise DataError(
                 f"{self.path}: too large to open safely ({error}); make it smaller, or raise "
-                "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+                "Pillow's limit by files.limit_pixels(N) if you trust it"
             ) from error
         except UnidentifiedImageError as error:
             size = self.path.stat().st_size if self.encoded is None else len(self.encoded)
@@ -135,6 +157,17 @@ class _opened:
                 f"{self.path}: damaged or truncated {self.what} ({error}); replace or remove it"
             ) from error
         return self.image
+
+    def _check_size(self) -> None:
+        """By its header alone: a file of kilobytes may unfold to gigabytes."""
+        width, height = self.image.size
+        most = int(os.environ.get(_LIMIT, MAX_PIXELS))
+        if width * height > most:
+            raise DataError(
+                f"{self.path}: too large to open safely: {width}x{height} px are "
+                f"{width * height}, more than data.max_pixels={most}; make it smaller, or give "
+                f"--config.data.max_pixels={width * height} if you trust it"
+            )
 
     def __exit__(self, *_):
         self.image.close()
@@ -245,12 +278,8 @@ def shared(one, other, by_content: bool = False) -> list[Path]:
     sizes = {path.stat().st_size for path in others}
     alike = [path for path in images if path.stat().st_size in sizes]
     wanted = {path.stat().st_size for path in alike}
-    contents = {_digest(path) for path in others if path.stat().st_size in wanted}
-    return [path for path in alike if _digest(path) in contents]
-
-
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
+    contents = {sha256(path) for path in others if path.stat().st_size in wanted}
+    return [path for path in alike if sha256(path) in contents]
 
 
 def named_sizes(paths: Sequence[Path]) -> list[tuple[str, int]]:
@@ -314,7 +343,7 @@ def read_list(lists: Path, split: str) -> list[str]:
       DataError: if there is no such list, it is empty, or a name leads out of the dataset.
     """
     path = lists / f"{split}.txt"
-    if not path.is_file():
+    if not is_file(path):
         known = sorted(p.stem for p in lists.glob("*.txt") if p.stem != "classes")
         raise DataError(
             f"{path}: no such split list; there are {', '.join(known) or 'none'}"
@@ -328,10 +357,29 @@ def read_list(lists: Path, split: str) -> list[str]:
 
 
 def check_inside(path: Path, names: Sequence[str]) -> None:
-    """Raises DataError if a name of those in the file `path` leads out of the dataset."""
-    outside = [name for name in names if ".." in Path(name).parts or Path(name).is_absolute()]
+    """Raises DataError if a name of those in the file `path` leads out of the dataset.
+
+    Links that lie in the dataset are followed: whoever put it there made them.
+    """
+    outside = [name for name in names if leads_out(name)]
     if outside:
         raise DataError(f"{path}: names must stay inside the dataset:\n{first_few(outside)}")
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name, taken as one inside a folder, leads out of it, here or on Windows."""
+    kinds = PurePosixPath(name), PureWindowsPath(name)
+    return "\0" in name or any(path.anchor or ".." in path.parts for path in kinds)
+
+
+def is_file(path: Path) -> bool:
+    """`path.is_file()`; of a name longer than any file's, too, which Python raises an error for."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def read_lines(path: Path) -> list[str]:
@@ -355,7 +403,7 @@ def paired(
     Raises:
       DataError: listing those that do not exist.
     """
-    missing = [path for path in (*images, *masks) if not path.is_file()]
+    missing = [path for path in (*images, *masks) if not is_file(path)]
     if missing:
         raise DataError(f"{len(missing)} listed files do not exist:\n{first_few(missing)}")
     return Pairs(images, masks, num_classes, ignore_label, label_map)

@@ -33,7 +33,7 @@ def source(root: str | Path, split: str, labels: Labels) -> files.Pairs:
     lists = root / "lists" if (root / "lists").is_dir() else root
     listed = None  # the names a list gives; files outside it do not matter
     if split != "all" and any(
-        (lists / f"{name}.txt").is_file() for name in ("train", "val", split)
+        files.is_file(lists / f"{name}.txt") for name in ("train", "val", split)
     ):
         listed = [_normal(name) for name in files.read_list(lists, split)]
         images, masks = ({s: x[s] for s in listed if s in x} for x in (images, masks))

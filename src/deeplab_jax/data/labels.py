@@ -142,7 +142,7 @@ def read(path: Path, ignore_label: int) -> Labels:
     """
     try:
         given = json.loads(path.read_text("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also for numbers too long, lists too deep
         raise DataError(f"{path}: not JSON ({error}); put it right") from error
     given = _section(path, "the file", given, {"classes": list, "ignore": dict})
     entries, ignore = given.get("classes"), given.get("ignore", {})

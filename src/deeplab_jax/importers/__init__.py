@@ -174,6 +174,10 @@ def identify(source: Source) -> Identity:
         raise WeightsError(
             f"{name}: looks like {layout.name}, but {error} is not there as expected"
         ) from error
+    except (ArithmeticError, TypeError, ValueError, StopIteration) as error:
+        raise WeightsError(
+            f"{name}: looks like {layout.name}, but of other shapes ({error})"
+        ) from error
     normalization = layout.normalization
     if callable(normalization):
         normalization = normalization(model)

@@ -22,8 +22,13 @@ def description(path: Path | None) -> dict[str, Any]:
         model = {key: _tuple(value) for key, value in found["model"].items()}
         if not {"name", "backbone", "num_classes"} <= model.keys():
             raise KeyError("num_classes")
+        if ":" in model["backbone"]:  # models.build would import it, and a file must run nothing
+            raise WeightsError(
+                f"{path}: its header names {model['backbone']!r}, a backbone outside this package; "
+                "build it with a configuration that has that model.backbone, if you trust it"
+            )
         normalization, source = found["data"]["normalization"], str(found["source"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path or 'weights'}: variables of our own that do not say of which model; build it "
             "with the configuration they were trained with"

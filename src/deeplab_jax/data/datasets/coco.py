@@ -11,7 +11,14 @@ from deeplab_jax import output
 from deeplab_jax.data import files
 from deeplab_jax.data.coco_annotations import mask_of
 from deeplab_jax.data.datasets import prepared
-from deeplab_jax.data.datasets.dataset import NOTHING, Dataset, Files, existing, read_numbered
+from deeplab_jax.data.datasets.dataset import (
+    NOTHING,
+    Archive,
+    Dataset,
+    Files,
+    existing,
+    read_numbered,
+)
 from deeplab_jax.data.labels import IGNORE_LABEL, VOC_CLASSES
 from deeplab_jax.errors import DataError
 
@@ -127,6 +134,24 @@ COCO = Dataset(
     ),
     raw_ids=tuple(range(21)),
     chosen=f"those with more than {_MIN_PIXELS} annotated pixels of VOC's classes",
+    archives=tuple(  # digests of TFDS
+        Archive(f"{name}.zip", (f"http://images.cocodataset.org/{kind}/{name}.zip",), sha256, size)
+        for kind, name, size, sha256 in (
+            (
+                *("annotations", "annotations_trainval2017", 252_907_541),
+                "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+            ),
+            (
+                *("zips", "val2017", 815_585_330),
+                "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+            ),
+            (
+                *("zips", "train2017", 19_336_861_798),
+                "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+            ),
+        )
+    ),
+    by_hand="the images and annotations of 2014, for train2014 and val2014",
 )
 
 # Ids of labels.txt that no image has.

@@ -28,6 +28,24 @@ class Files(NamedTuple):
 NOTHING = Files([], [])  # of a split that there is not
 
 
+class Archive(NamedTuple):
+    """An archive that everybody may download, and whose digest is known.
+
+    Attributes:
+      name: of the file.
+      urls: where it lies; the first that answers is taken.
+      sha256: of the file, hexadecimal.
+      size: bytes.
+      folder: of the archive, whose content data.root is to hold; "": all of it.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    sha256: str
+    size: int
+    folder: str = ""
+
+
 class Dataset(NamedTuple):
     """A published dataset.
 
@@ -43,6 +61,8 @@ class Dataset(NamedTuple):
       channels: {a value of data.channels beside "rgb": (keys of its extras, (root, files) → files
         of these channels)}.
       chosen: which of the release's images a split has, where it is not all of them.
+      archives: what --mode=download gets; () where nothing is open, or no SHA-256 is known.
+      by_hand: what these lack.
     """
 
     names: tuple[str, ...]
@@ -55,6 +75,8 @@ class Dataset(NamedTuple):
     label_maps: Mapping[str, tuple[int, ...]] = NONE
     channels: Mapping[str, tuple[tuple[str, ...], Callable[[Path, Files], Files]]] = NONE
     chosen: str = ""
+    archives: tuple[Archive, ...] = ()
+    by_hand: str = ""
 
 
 def existing(path: Path) -> Path:

