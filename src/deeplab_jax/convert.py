@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from deeplab_jax import checkpoint, counting, importers, models, report, runtime
+from deeplab_jax import checkpoint, counting, importers, lock, models, report, runtime
 from deeplab_jax.data.transforms import NORMALIZATIONS
 from deeplab_jax.errors import ConfigError, WeightsError
 from deeplab_jax.importers import WEIGHTS
@@ -74,15 +74,14 @@ def convert(source: Path, folder: Path, model: dict[str, Any] | None, normalizat
         "init_from": str(source),
     }
 
-    folder.mkdir(parents=True, exist_ok=True)
-    export(folder / WEIGHTS, variables, description)
-    runtime.write_whole(folder / CONFIG, json.dumps(description, indent=1) + "\n")
-    runtime.write_whole(
-        folder / MAPPING, "".join(f"{ours}\t{mapping[ours]}\n" for ours in sorted(mapping))
-    )
     count = counting.count(module, (513, 513))
-    runtime.write_whole(folder / CARD, _card(source, description, count))
-    with checkpoint.Checkpoints(folder, keep=1) as kept:
+    with lock.held(folder), checkpoint.Checkpoints(folder, keep=1) as kept:
+        export(folder / WEIGHTS, variables, description)
+        runtime.write_whole(folder / CONFIG, json.dumps(description, indent=1) + "\n")
+        runtime.write_whole(
+            folder / MAPPING, "".join(f"{ours}\t{mapping[ours]}\n" for ours in sorted(mapping))
+        )
+        runtime.write_whole(folder / CARD, _card(source, description, count))
         kept.save(0, variables, {"imported": str(source)})
     runtime.say("the model, as keywords of deeplab_jax.models.build:")
     for key, value in keywords.items():

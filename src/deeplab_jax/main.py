@@ -109,8 +109,7 @@ def run(
         with lock.held(workdir) if runtime.leads() else contextlib.nullcontext():
             return _train(config, workdir, traces)
     if mode == "import":
-        with lock.held(output or workdir):
-            return _import(config, input, output or workdir)
+        return _import(config, input, output or workdir)
     if mode == "score":
         return scores.score_files(config, input, truth, output or (workdir and workdir / "score"))
     if mode == "archive":

@@ -2,7 +2,7 @@
 
 import io
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,18 @@ class Watch:
     Args:
       train: config.train; `on_nan` and `max_skipped` are read.
       workdir: gets nonfinite/step_N.npz, the batch of a step that ended the run.
+      newest: gives the newest checkpoint's step, or None.
       skipped: steps skipped so far.
     """
 
-    def __init__(self, train: Mapping[str, Any], workdir: Path, skipped: int = 0):
-        self.train, self.workdir, self.skipped = train, workdir, skipped
+    def __init__(
+        self,
+        train: Mapping[str, Any],
+        workdir: Path,
+        newest: Callable[[], int | None],
+        skipped: int = 0,
+    ):
+        self.train, self.workdir, self.newest, self.skipped = train, workdir, newest, skipped
         self._pending = deque()
 
     def saw(self, step: int, batch: Mapping[str, np.ndarray], figures: Any) -> None:
@@ -82,7 +89,9 @@ class Watch:
         advice = "Try a lower optim.learning_rate, a larger batch, train.fine_tune_batch_norm=False"
         if self.train["on_nan"] == "stop":
             advice += ", or train.on_nan=skip"
-        return f"{told}. Its batch is in {self._dump(step, batch)}. {advice}"
+        kept = self.newest()
+        kept = f"The checkpoint of step {kept} is kept. " if kept is not None else ""
+        return f"{told}. Its batch is in {self._dump(step, batch)}. {kept}{advice}"
 
     def _dump(self, step: int, batch: Mapping[str, np.ndarray]) -> Path:
         index, count = processes.place()

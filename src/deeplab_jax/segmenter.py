@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from deeplab_jax import checkpoint, config, export, importers, models, pictures
 from deeplab_jax import train as training
@@ -70,7 +70,7 @@ class Segmenter:
                     f"the network sees {self._seen}: give it an array [H, W, {self._channels}]"
                 )
             if isinstance(image, Image.Image):
-                return files.upright_rgb(ImageOps.exif_transpose(image), "the image")
+                return files.upright_rgb(image, "the image")
             return files.read_image(image)
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[-1] != self._channels or image.dtype != np.uint8:

@@ -308,7 +308,7 @@ def train(
             runtime.say(f"resuming from step {first} in {workdir}")
         begun()
         writer.forget_after(first)
-        watch = nonfinite.Watch(train, workdir, position.get("skipped", 0))
+        watch = nonfinite.Watch(train, workdir, lambda: kept.newest, position.get("skipped", 0))
         meter = Meter(train["batch_size"])
 
         def save(step):

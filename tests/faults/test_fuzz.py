@@ -41,7 +41,7 @@ from deeplab_jax.importers.readers import open_weights
 
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", tempfile.gettempdir() + "/hypothesis")
 from absl.testing import flagsaver
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
@@ -248,6 +248,8 @@ def test_images_of_random_bytes(scratch, content):
 
 @fuzz(500)
 @given(content=mutated(IMAGES, with_png_sums))
+@example(content=PICTURES["jpg"][3].replace(b"\x01\x0f\0\2", b"\x01\0\0\2"))  # an odd EXIF tag
+@example(content=b"II*\0\x08\0\0\0")
 def test_images_that_were_changed(scratch, content):
     image_read(scratch / "image.png", content)
 
@@ -406,6 +408,12 @@ def given_to_program(*arguments):
 
 @fuzz(300)
 @given(overrides=st.dictionaries(keys(), values, min_size=1, max_size=3))
+@example(overrides={"model.atrous_rates": 1})
+@example(overrides={"eval.eval_scales": [None]})
+@example(overrides={"tune_crf.w1": [{}]})
+@example(overrides={"log_every": None})
+@example(overrides={"crf": {"": None, 0: None}})
+@example(overrides={"checkpoint": {0: None}})
 def test_overrides_from_python(overrides):
     with only(ConfigError):
         checked(configuration.load(SPEC, overrides))
@@ -414,6 +422,7 @@ def test_overrides_from_python(overrides):
 @pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
 @fuzz(200)
 @given(overrides=st.lists(st.tuples(keys(), st.one_of(words, values.map(str))), max_size=3))
+@example(overrides=[("model", "{}")])
 def test_overrides_on_the_command_line(overrides):
     arguments = [f"--config.{key}={value}" for key, value in overrides]
     with given_to_program(f"--config={SPEC}", "--workdir=w", *arguments) as argv, only(ConfigError):
@@ -736,6 +745,7 @@ coco = st.fixed_dictionaries(
     content=st.one_of(coco.map(as_text), st.sampled_from(json_texts), st.binary(max_size=60)),
     split=sometimes(st.just("train"), st.text(max_size=4)),
 )
+@example(content=as_text({"images": [], "annotations": [], "categories": []}), split="")
 def test_annotations_of_coco(scratch, content, split):
     pytest.importorskip("pycocotools")
     root = scratch / "coco"
@@ -771,6 +781,7 @@ lines = st.one_of(
     classes=st.binary(max_size=20),
     split=sometimes(st.just("train"), st.one_of(st.text(max_size=4), st.just("x" * 300))),
 )
+@example(content=b"", classes=b"", split="x" * 300)
 def test_lists_of_a_folder(scratch, content, classes, split):
     root = scratch / "lists"
     if not root.exists():

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from deeplab_jax.data import colors
 from deeplab_jax.data.labels import IGNORE_LABEL, RGB
@@ -24,6 +24,15 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 # Pillow widens grey of 2 and 4 bits to a byte; ids must come back as they were stored.
 NARROW_GREY = {"L;2": 85, "L;4": 17}
 COLORED = ("RGB", "RGBA")
+_TURNED = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_PIXELS = 178_956_970  # of an image; configs/common.py has the same, where Pillow refuses
 _LIMIT = "DEEPLAB_JAX_MAX_PIXELS"  # in the environment, which the processes of the data inherit
 
@@ -61,12 +70,12 @@ def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
 
 
 def upright_rgb(image: Image.Image, path) -> np.ndarray:
-    """[H, W, 3] uint8 of an image, which is turned in place; `path` is for messages.
+    """[H, W, 3] uint8 of an image, turned upright; `path` is for messages.
 
     Raises:
       DataError: for more than 8 bits a channel.
     """
-    ImageOps.exif_transpose(image, in_place=True)  # most are upright, and need no copy
+    image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         raise DataError(
             f"{path}: a {image.mode} image (more than 8 bits a channel); convert it to 8-bit RGB "
@@ -94,7 +103,7 @@ def read_mask(
     """
     opened = _opened(path, MASK_FORMATS, "mask", encoded)
     with opened as mask:
-        ImageOps.exif_transpose(mask, in_place=True)
+        mask = _upright(mask)
         if mask.mode == "1":
             return np.asarray(mask).astype(np.uint8)
         if mask.mode in ("P", "L"):
@@ -112,8 +121,24 @@ def read_mask(
         )
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says, itself if that is upright already.
+
+    Pillow's `exif_transpose` would also write the rest of the EXIF anew, and fail where it cannot.
+    """
+    try:
+        turned = _TURNED.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # what damaged EXIF raises has no end; it says nothing then
+        return image
+    return image if turned is None else image.transpose(turned)
+
+
 class _opened:
-    """Opens and fully decodes an image, turning every way that can fail into a DataError."""
+    """Opens and fully decodes an image, turning every way that can fail into a DataError.
+
+    What decoders raise on damaged files has no end (struct.error, TypeError, ...), nor what Pillow
+    raises later of what they gave.
+    """
 
     def __init__(self, path, formats, what, encoded=None):
         self.path, self.formats, self.what = Path(path), formats, what
@@ -152,11 +177,16 @@ class _opened:
                 f"{self.path}: not a readable {self.what} ({', '.join(self.formats)} are read"
                 f"{jpeg}; the file has {size} bytes); replace or remove it"
             ) from error
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise UnreadableError(
-                f"{self.path}: damaged or truncated {self.what} ({error}); replace or remove it"
-            ) from error
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:
+            raise self._damaged(error) from error
         return self.image
+
+    def _damaged(self, error: Exception) -> UnreadableError:
+        return UnreadableError(
+            f"{self.path}: damaged or truncated {self.what} ({error}); replace or remove it"
+        )
 
     def _check_size(self) -> None:
         """By its header alone: a file of kilobytes may unfold to gigabytes."""
@@ -169,8 +199,10 @@ class _opened:
                 f"--config.data.max_pixels={width * height} if you trust it"
             )
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, trace):
         self.image.close()
+        if isinstance(error, Exception) and not isinstance(error, (DataError, MemoryError)):
+            raise self._damaged(error) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,7 +69,8 @@ class Skipping:
         raise DataError(f"no example can be read:\n{first_few(self.unreadable.values())}")
 
     def _note(self, index: int, problem: str) -> None:
-        self.unreadable[index] = problem
+        if self.unreadable.setdefault(index, problem) is not problem:
+            return  # another thread met it at the same time
         count = len(self.unreadable)
         check_share(count, len(self), f":\n{first_few(self.unreadable.values())}")
         if count <= TOLD:
