@@ -41,7 +41,8 @@ FLOORS = [
         "export",
         "predict_files",
     },
-    {"networks", "score", "segmenter"},
+    {"networks", "score", "segmenter", "loop"},
+    {"modes"},
     {"main"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

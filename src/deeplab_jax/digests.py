@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from deeplab_jax import __version__
 from deeplab_jax.errors import WeightsError
+from deeplab_jax.output import sha256
 
 FILE = "SHA256SUMS"  # `sha256sum --check SHA256SUMS` reads it, too
 FORMAT = 2  # of checkpoints; those of 1 have no digests
@@ -91,8 +92,7 @@ def _check_format(folder: Path, head: str) -> None:
 def _digest(path: Path) -> str:
     if path.name == _NOTES:
         return _digest_of(_TIME.sub(b"", path.read_bytes()))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
 def _digest_of(content: bytes) -> str:

@@ -9,7 +9,7 @@ import pytest
 from conftest import write_folder
 from test_train import batch, small, step_and_state
 
-from deeplab_jax import checkpoint, evaluate, main, runtime
+from deeplab_jax import checkpoint, evaluate, loop, main, networks, runtime
 from deeplab_jax import train as training
 from deeplab_jax.errors import ConfigError, NumericsError
 
@@ -40,8 +40,8 @@ class Poisoned:
 
 def train(config, workdir, poisoned):
     mesh = runtime.data_mesh()
-    module = main.networks.build(config)[0]
-    return training.train(
+    module = networks.build(config)[0]
+    return loop.train(
         module,
         training.init_variables(module, 0),
         Poisoned(poisoned),
