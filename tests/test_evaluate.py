@@ -103,7 +103,7 @@ def test_sizes_that_do_not_go_together_are_refused(key):
     with pytest.raises(ConfigError, match=f"does not go with {key}"):
         configuration.check(config)
     config = configuration.load(SCENES, {key: "large"})
-    with pytest.raises(ConfigError, match=f"{key}=large"):
+    with pytest.raises(ConfigError, match=f"{key}='large'"):
         configuration.check(config)
 
 

@@ -40,7 +40,9 @@ NOT_NEGATIVE = (
 )
 AT_LEAST_1 = (
     "spatial_shards",
+    "model.output_stride",
     "model.batch_norm_groups",
+    "eval.model.output_stride",
     "train.batch_size",
     "train.keep_checkpoints",
     "eval.batch_size",
@@ -187,7 +189,7 @@ def check(config: Mapping[str, Any]) -> None:
         if values[key] < 0:
             raise ConfigError(f"{key}={values[key]}: must not be negative")
     for key in AT_LEAST_1:
-        if values[key] < 1:
+        if values[key] is not None and values[key] < 1:
             raise ConfigError(f"{key}={values[key]}: must be at least 1")
     for key in ABOVE_0:
         if not values[key] > 0:

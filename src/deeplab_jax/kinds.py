@@ -42,7 +42,7 @@ ELEMENTS = {
     "tune_crf.sigma_alpha": NUMBER,
     "tune_crf.sigma_beta": NUMBER,
 }
-# Keys that take values of several types, ...
+# Keys that take values of several types.
 SEVERAL = {
     "checkpoint": (WORD, WHOLE),
     "model.atrous_rates": (WORD, "tuple"),
@@ -56,7 +56,9 @@ SEVERAL = {
     "predict.resize": (WHOLE, "tuple"),
     "loss.class_weights": (WORD, "tuple"),
 }
-# ... and those that may be None, beside these.
+# Of mappings, the kinds of keys and values.
+MAPPINGS = {"model.heads": (WORD, WHOLE), "data.label_map": (WHOLE, WHOLE)}
+# Keys that may be None, beside these.
 OPTIONAL = (
     *SEVERAL,
     "model.num_classes",  # of a user's own data
@@ -98,10 +100,20 @@ def check(values: Mapping[str, Any]) -> None:
         kinds = SEVERAL.get(key)
         if kinds and not any(_is(value, kind) for kind in kinds):
             raise ConfigError(f"{key}={value!r}: takes a {' or a '.join(kinds)}")
+        if key in MAPPINGS and not _is_mapping(value, *MAPPINGS[key]):
+            raise ConfigError(f"{key}={value}: takes {{{' : '.join(MAPPINGS[key])}, ...}}")
         kind = ELEMENTS.get(key)
         wrong = [v for v in value if not _is(v, kind)] if kind and _is(value, "tuple") else []
         if wrong:
             raise ConfigError(f"{key}={value!r}: {wrong[0]!r} in it is no {kind}")
+
+
+def _is_mapping(value: Any, of_keys: str, of_values: str) -> bool:
+    try:
+        items = list(value.items())
+    except TypeError:  # ml_collections sorts them, which keys of several types cannot be
+        return False
+    return all(_is(key, of_keys) and _is(v, of_values) for key, v in items)
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -47,7 +47,8 @@ from hypothesis import strategies as st
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 SECONDS = 20  # an input: far more than any needs, as tests share the machine
 PIXELS = 2**20  # `data.max_pixels` here, so that what a header claims is refused early
-MEGABYTES = 300  # that a whole property may add to the memory
+# That a whole property may add to the memory; hypothesis itself remembers what it has tried.
+MEGABYTES = 300 + EXAMPLES * 0.02
 
 
 def fuzz(examples: int):
@@ -88,6 +89,7 @@ def only(error: type[UserError]):
     """The body may raise this error, in words; and neither hang, write nor run anything."""
     before = signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(2 * SECONDS)
+    seen_doing.clear()
     watched.on, told = True, "nothing"
     try:
         yield
@@ -361,15 +363,21 @@ numbers = st.one_of(
     st.integers(-3, 300), st.integers(), st.floats(), st.sampled_from([8, 16, 32, 0.5, 255, 256])
 )
 plain = st.one_of(st.none(), st.booleans(), numbers, words, st.binary(max_size=4))
-values = st.recursive(
-    plain,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4),
-        st.lists(inner, max_size=4).map(tuple),
-        st.dictionaries(st.one_of(words, st.integers(0, 300)), inner, max_size=3),
-    ),
-    max_leaves=5,
-)
+
+
+def nested(inner, names, depth: int = 2):
+    """`inner`, or lists, tuples and mappings of it, so deep."""
+    for _ in range(depth):
+        inner = st.one_of(
+            inner,
+            st.lists(inner, max_size=3),
+            st.lists(inner, max_size=3).map(tuple),
+            st.dictionaries(names, inner, max_size=3),
+        )
+    return inner
+
+
+values = nested(plain, st.one_of(words, st.integers(0, 300)))
 
 
 @st.composite
@@ -423,6 +431,8 @@ def test_overrides_from_python(overrides):
 @fuzz(200)
 @given(overrides=st.lists(st.tuples(keys(), st.one_of(words, values.map(str))), max_size=3))
 @example(overrides=[("model", "{}")])
+@example(overrides=[("eval.model.output_stride", "0")])
+@example(overrides=[("model.heads", "{'':B''}")])
 def test_overrides_on_the_command_line(overrides):
     arguments = [f"--config.{key}={value}" for key, value in overrides]
     with given_to_program(f"--config={SPEC}", "--workdir=w", *arguments) as argv, only(ConfigError):
@@ -606,19 +616,16 @@ def named(draw):
 def test_names_and_shapes_of_any_layout(weights):
     with only(WeightsError):
         assert isinstance(importers.infer(weights), dict)
+    wanted = target()  # which JAX's cache may write of
     with only(WeightsError):
-        loaded = importers.load(weights, target(), log=lambda sentence: None)
-        assert jax.tree.structure(loaded) == jax.tree.structure(target())
+        loaded = importers.load(weights, wanted, log=lambda sentence: None)
+        assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
 
 
 # --- text files of datasets ---
 
-json_values = st.recursive(
-    st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=10)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=4)
-    ),
-    max_leaves=8,
+json_values = nested(
+    st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=10)), st.text(max_size=6)
 )
 
 
@@ -684,7 +691,7 @@ def test_classes_json(scratch, content, ignore_label):
 
 segmentations = st.one_of(
     st.lists(st.lists(st.floats(-5, 30), min_size=6, max_size=8), max_size=2),
-    st.lists(st.lists(st.integers(-5, 30), min_size=6, max_size=8), max_size=2),
+    st.lists(st.lists(st.one_of(st.integers(-5, 30), numbers), min_size=6, max_size=8), max_size=2),
     st.fixed_dictionaries({"size": st.just([8, 10]), "counts": st.just([10, 20, 50])}),
     st.fixed_dictionaries(
         {
@@ -699,6 +706,7 @@ segmentations = st.one_of(
     json_values,
 )
 ids = st.integers(0, 3)
+sides = st.one_of(st.integers(-1, 3), st.just(10**9), st.just(10**30), json_values)
 coco = st.fixed_dictionaries(
     {
         "images": sometimes(
@@ -707,8 +715,8 @@ coco = st.fixed_dictionaries(
                     {
                         "id": sometimes(ids),
                         "file_name": sometimes(st.just("a.png"), st.text()),
-                        "height": sometimes(st.just(8)),
-                        "width": sometimes(st.just(10)),
+                        "height": sometimes(st.just(8), sides),
+                        "width": sometimes(st.just(10), sides),
                     }
                 ),
                 max_size=2,
@@ -746,6 +754,16 @@ coco = st.fixed_dictionaries(
     split=sometimes(st.just("train"), st.text(max_size=4)),
 )
 @example(content=as_text({"images": [], "annotations": [], "categories": []}), split="")
+@example(
+    content=as_text(
+        {
+            "images": [{"id": 0, "file_name": "a.png", "height": 8, "width": False}],
+            "annotations": [],
+            "categories": [],
+        }
+    ),
+    split="train",
+)
 def test_annotations_of_coco(scratch, content, split):
     pytest.importorskip("pycocotools")
     root = scratch / "coco"

@@ -69,7 +69,7 @@ def _shape(annotation: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
         try:
             packed = coco.frPyObjects(given, *size) if isinstance(given["counts"], list) else given
             return coco.decode(dict(packed)) > 0
-        except (ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # what pycocotools raises has no end
             raise DataError(f"{_name(annotation)}: run lengths cannot be read ({error})") from error
     if not isinstance(given, list) or not given:
         raise DataError(f"{_name(annotation)}: no segmentation (polygons or run lengths)")
@@ -78,7 +78,7 @@ def _shape(annotation: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 
 def _check_runs(annotation: Mapping[str, Any], given: Mapping[str, Any], size) -> None:
-    if list(given.get("size", ())) != list(size) or "counts" not in given:
+    if given.get("size") not in (list(size), tuple(size)) or "counts" not in given:
         raise DataError(
             f"{_name(annotation)}: run lengths {str(given)[:60]} in an image of size {list(size)} "
             "(height, width)"
@@ -98,7 +98,7 @@ def _check_runs(annotation: Mapping[str, Any], given: Mapping[str, Any], size) -
 def _polygon(annotation: Mapping[str, Any], points: Any, size: tuple[int, int]) -> list[float]:
     """The polygon, if it is one."""
     numbers = isinstance(points, list) and all(isinstance(n, (int, float)) for n in points)
-    if not numbers or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+    if not numbers or len(points) < 6 or len(points) % 2 or not all(abs(n) < 1e9 for n in points):
         raise DataError(
             f"{_name(annotation)}: a polygon is a list x0, y0, x1, y1, ... of at least 3 points, "
             f"not {str(points)[:60]}"

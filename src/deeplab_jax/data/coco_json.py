@@ -185,6 +185,13 @@ def _parsed(path: Path, *_state) -> dict[str, list[dict]]:
                     f"{path}: an entry of {section!r} without a proper {', '.join(keys)}: "
                     f"{str(entry)[:80]}"
                 )
+    for image in given["images"]:
+        height, width = image["height"], image["width"]
+        if min(height, width) < 1 or height * width > files.most_pixels():
+            raise DataError(
+                f"{path}: {image['file_name']!r} is said to be of {width}x{height} px; from 1 to "
+                f"data.max_pixels={files.most_pixels()} are read"
+            )
     for section in ("images", "categories"):
         ids = [entry["id"] for entry in given[section]]
         if len(set(ids)) < len(ids):
@@ -200,7 +207,9 @@ def _parsed(path: Path, *_state) -> dict[str, list[dict]]:
 
 
 def _has(entry: Any, keys: Mapping[str, Any]) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(k), t) for k, t in keys.items())
+    """Whether an entry has values of these types; true and false are none of them."""
+    values = [entry.get(key) for key in keys] if isinstance(entry, dict) else [None]
+    return all(isinstance(v, t) and not isinstance(v, bool) for v, t in zip(values, keys.values()))
 
 
 def _labels_of(categories: Sequence[Mapping[str, Any]]) -> dict[int, int]:

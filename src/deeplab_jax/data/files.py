@@ -54,6 +54,11 @@ if _LIMIT in os.environ:  # of the process that started this one
     limit_pixels(int(os.environ[_LIMIT]))
 
 
+def most_pixels() -> int:
+    """How many pixels an image may have here."""
+    return int(os.environ.get(_LIMIT, MAX_PIXELS))
+
+
 def read_image(path: str | Path, encoded: bytes | None = None) -> np.ndarray:
     """Reads an image as RGB, [H, W, 3] uint8, turned upright by its EXIF orientation.
 
@@ -191,7 +196,7 @@ class _opened:
     def _check_size(self) -> None:
         """By its header alone: a file of kilobytes may unfold to gigabytes."""
         width, height = self.image.size
-        most = int(os.environ.get(_LIMIT, MAX_PIXELS))
+        most = most_pixels()
         if width * height > most:
             raise DataError(
                 f"{self.path}: too large to open safely: {width}x{height} px are "
