@@ -1,16 +1,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CHILD_ENVIRONMENT, CONFIGS, ROOT
+from conftest import CONFIGS
 from PIL import Image
 
 from deeplab_jax import checkpoint, main, models, runtime
@@ -154,34 +151,6 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(data_folder, tmp_path, monkeypat
     np.testing.assert_equal(main.run(config, "eval", tmp_path / "whole"), trained)
     with pytest.raises(WeightsError, match=r"train\.ema_decay"):
         main.run(small(data_folder), "train", tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_a_killed_process_goes_on_bit_for_bit(data_folder, tmp_path):
-    overrides = SMALL | {"data.root": data_folder, "train.steps": 30}
-
-    def command(workdir):
-        return [
-            sys.executable,
-            "-m",
-            "deeplab_jax.main",
-            f"--config={CONFIGS}/v3plus.py:mobilenet_v2,folder",
-            f"--workdir={workdir}",
-            *[f"--config.{key}={value}" for key, value in overrides.items()],
-        ]
-
-    subprocess.run(command(tmp_path / "whole"), check=True, cwd=ROOT, env=CHILD_ENVIRONMENT)
-    process = subprocess.Popen(command(tmp_path / "halves"), cwd=ROOT, env=CHILD_ENVIRONMENT)
-    deadline = time.monotonic() + 300
-    while checkpoint.latest_step(tmp_path / "halves") is None:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    subprocess.run(command(tmp_path / "halves"), check=True, cwd=ROOT, env=CHILD_ENVIRONMENT)
-    whole, halves = (final_state(tmp_path / name, 30) for name in ("whole", "halves"))
-    jax.tree.map(np.testing.assert_array_equal, whole, halves)
 
 
 def test_training_that_explodes_stops_with_the_last_checkpoint(data_folder, tmp_path):

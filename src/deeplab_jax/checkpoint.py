@@ -77,15 +77,15 @@ class Checkpoints:
         if step == self.newest:
             return
         self.finish()
+        position = position | {"format": digests.FORMAT}
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(_parts(state)), position=ocp.args.JsonSave(position)
+        )
         with self._writing():
             self._step, self._saving = step, True
-            position = position | {"format": digests.FORMAT}
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_parts(state)), position=ocp.args.JsonSave(position)
-                ),
-            )
+            begun = self._manager.save(step, args=arguments)
+        if not begun:
+            raise WeightsError(f"{self._path(step)}: not saved, as {self.newest} is there")
 
     def check(self) -> None:
         """Raises ResourceError if a save that has begun has failed by now; costs nothing."""
@@ -108,8 +108,8 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # others of its threads, of the same save
                 self._manager.wait_until_finished()
             self._remove_half_written()
-            before = [step for step in self._manager.all_steps() if self._path(step).is_dir()]
-            intact = f"step {max(before)} is intact. " if before else ""
+            before = max(_steps(self.folder.parent), default=None)
+            intact = f"step {before} is intact. " if before is not None else ""
             raise ResourceError(
                 f"{self._path(self._step)}: the checkpoint could not be written "
                 f"({_of_disk(error)}). {intact}Free space on that disk, or check its "
@@ -118,10 +118,11 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Orbax calls it, in a thread, when all files of a step are written."""
-        for folder in (*self.folder.glob(f"{self._step}.orbax*"), self._path(self._step)):
-            if folder.is_dir():
-                digests.write(folder)
-                return
+        folders = [
+            p for p in self.folder.glob(f"{self._step}.*") if _HALF_WRITTEN.fullmatch(p.name)
+        ]
+        newest = max(folders, key=lambda p: p.stat().st_mtime, default=self._path(self._step))
+        digests.write(newest)
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
         """Returns (state shaped and placed like the dataclass `like`, position) of a saved step.
@@ -165,13 +166,15 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, trace):
-        if kind is None:
-            self.finish()
         try:
-            self._manager.close()  # it, too, waits: leaving without it would lose a save
-        except Exception:
-            if not isinstance(error, ResourceError):
-                raise
+            if kind is None:
+                self.finish()
+        finally:
+            # It, too, waits: leaving without it would lose a save. What it says of one that has
+            # failed, `finish` has said; or an error that came before is on its way.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._remove_half_written()
 
 
 def _remove(folder: Path) -> None:
@@ -217,8 +220,8 @@ def read_best(workdir: Path) -> Best | None:
 
 
 def note_best(workdir: Path, best: Best) -> None:
-    """Its checkpoint has to be on the disk."""
-    if runtime.leads():
+    """Writes it; not where its step has no checkpoint."""
+    if runtime.leads() and best.step in _steps(workdir):
         runtime.write_whole(workdir / BEST, json.dumps(best._asdict()) + "\n")
 
 
@@ -230,8 +233,8 @@ def latest_step(workdir: Path) -> int | None:
 def _steps(workdir: Path) -> list[int]:
     if not (workdir / FOLDER).is_dir():
         return []
-    paths = (workdir / FOLDER).iterdir()
-    return [int(path.name) for path in paths if path.name.isdecimal() and path.is_dir()]
+    names = [path.name for path in (workdir / FOLDER).iterdir() if path.is_dir()]
+    return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
 
 
 def sound_step(workdir: Path, wanted: int | str = "newest") -> int | None:
@@ -336,6 +339,17 @@ def read_variables(workdir: Path, wanted: int | str = "newest") -> tuple[Any, in
     Raises:
       WeightsError: if there is none or it is damaged.
     """
+    while True:
+        newest = latest_step(workdir)
+        try:
+            return _read(workdir, wanted)
+        except WeightsError:
+            # A run that trains there may have removed the step at hand, having saved a newer one.
+            if latest_step(workdir) == newest:
+                raise
+
+
+def _read(workdir: Path, wanted: int | str) -> tuple[Any, int]:
     step = sound_step(workdir, wanted)
     if step is None:
         raise WeightsError(f"{workdir}: no checkpoint in {workdir / FOLDER}; train there first")

@@ -1,4 +1,4 @@
-"""SHA-256 of every file of a checkpoint, kept beside them: whether they are what was written.
+"""SHA-256 of every file that a checkpoint is read from: whether they are what was written.
 
 Orbax restores flipped bits of arrays without a word, so this is looked at first.
 """
@@ -18,20 +18,16 @@ FORMAT = 2  # of checkpoints; those of 1 have no digests
 POSITION = "position"
 
 _HEAD = "# deeplab_jax {version}, checkpoints of format {format}"
-# Orbax adds these while a finished step gets its name: a time of day, and a file that says so.
-_TIME = re.compile(rb'"commit_timestamp_nsecs": *(\d+|null)')
-_NOTES, _COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
+# Orbax writes these while, and after, a finished step gets its name: times of day, and that it has
+# one. Nothing is read from them.
+_NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 def write(folder: Path) -> None:
-    """Writes the digests of all files in a checkpoint's `folder`, as they are now."""
+    """Writes the digests of the files in a checkpoint's `folder`, as they are now."""
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
     lines = [_HEAD.format(version=__version__, format=FORMAT)]
-    for name in names:
-        if name == _NOTES:
-            lines.append(f"# {_digest(folder / name)}  {name} without its time of day")
-        elif name != _COMMITTED:
-            lines.append(f"{_digest(folder / name)}  {name}")
+    lines += [f"{sha256(folder / name)}  {name}" for name in names if name not in _NOTES]
     text = "".join(f"{line}\n" for line in lines)
     (folder / FILE).write_text(f"{text}# {_digest_of(text.encode())}  the lines above\n")
 
@@ -55,10 +51,9 @@ def problem(folder: Path) -> str:
     head, *lines = text.decode().splitlines()
     _check_format(folder, head)
     for line in lines:
-        digest, name = line.removeprefix("# ").split("  ", 1)
-        name = name.removesuffix(" without its time of day")
+        digest, name = line.split("  ", 1)
         try:
-            if _digest(folder / name) != digest:
+            if sha256(folder / name) != digest:
                 return f"{name} is not what was saved"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
@@ -87,12 +82,6 @@ def _check_format(folder: Path, head: str) -> None:
             f"{version}; this is {__version__}, which reads formats 1 to {FORMAT}. Update it: "
             "pip install --upgrade deeplab_jax"
         )
-
-
-def _digest(path: Path) -> str:
-    if path.name == _NOTES:
-        return _digest_of(_TIME.sub(b"", path.read_bytes()))
-    return sha256(path)
 
 
 def _digest_of(content: bytes) -> str:

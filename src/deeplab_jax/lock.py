@@ -8,8 +8,8 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+from deeplab_jax import runtime
 from deeplab_jax.errors import ResourceError
-from deeplab_jax.output import say
 
 FILE = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -17,7 +17,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def held(workdir: Path) -> Iterator[None]:
-    """Makes `workdir` if need be, and holds it for this process alone.
+    """Makes `workdir` if need be, and holds it for this process, or run of several, alone.
 
     The lock is the kernel's, on workdir/.lock: it ends with the process, however that ends, and
     what a killed one left there is no obstacle. Whose it is can be read in the file.
@@ -25,6 +25,9 @@ def held(workdir: Path) -> Iterator[None]:
     Raises:
       ResourceError: if another process holds it, or nothing can be written there.
     """
+    if not runtime.leads():
+        yield
+        return
     path = workdir / FILE
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -46,7 +49,9 @@ def held(workdir: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            say(f"warning: {workdir} lies on a disk without locks: train there once at a time")
+            runtime.say(
+                f"warning: {workdir} lies on a disk without locks: train there once at a time"
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()

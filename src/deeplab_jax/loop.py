@@ -23,6 +23,7 @@ def train(
     *,
     first: int | None,
     mesh: jax.sharding.Mesh,
+    preemption: processes.Preemption,
     evaluate: Callable[[Any, int], tuple[dict[str, Any], str]],
     begun: Callable[[], None] = lambda: None,
     position_check: Mapping[str, Any],
@@ -39,6 +40,7 @@ def train(
       workdir: gets checkpoints/, best.json and metrics.jsonl.
       first: the checkpoint to resume from, that of `checkpoint.recover`; 0 or None: there is none.
       mesh: the devices.
+      preemption: tells of signals.
       evaluate: called with (variables, step) every `train.eval_every` steps, not at the end. Gives
         (its line for metrics.jsonl, the key in it by which the best checkpoint is kept: the more
         the better).
@@ -70,10 +72,7 @@ def train(
     def best_step():
         return best and best.step
 
-    with (
-        checkpoint.Checkpoints(workdir, train["keep_checkpoints"], best_step) as kept,
-        processes.Preemption() as preemption,
-    ):
+    with checkpoint.Checkpoints(workdir, train["keep_checkpoints"], best_step) as kept:
         position = {}
         if first:
             state, position = kept.restore(first, state)
@@ -98,17 +97,19 @@ def train(
                 return
             line, figure = found
             this = checkpoint.Best(step, line[figure], figure)
-            if this.beats(best):
+            if processes.first_says(this.beats(best)):
                 save(step)
                 kept.finish()
                 best = this
                 checkpoint.note_best(workdir, best)
-            writer.write({"step": step} | line)  # last: a resumed run evaluates what has no line
+            # Last: a resumed run evaluates what has no line, of training's own.
+            writer.write({"step": step} | line | {"during": "training"})
 
         def stop_if_asked(step):
             if preemption.asked:
-                save(step)
-                kept.finish()
+                if step > first:
+                    save(step)
+                    kept.finish()
                 raise Preempted(
                     f"{preemption.asked}: step {step} of {steps} is saved in {workdir}; the same "
                     "command goes on from there, with any number of devices"
@@ -120,7 +121,8 @@ def train(
         if first and _due(first, train["eval_every"]):
             if not processes.first_says(writer.has_evaluation_of(first)):
                 evaluated(first)
-                stop_if_asked(first)
+        if first:
+            stop_if_asked(first)
 
         figures = None
         with (

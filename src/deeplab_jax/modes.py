@@ -1,6 +1,5 @@
 """What each mode of the command line does: calls the library, and says what came of it."""
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -40,11 +39,11 @@ def train_and_evaluate(config, workdir: Path, traces: Path | None):
     mesh = runtime.data_mesh(config.spatial_shards)
     training.check_batch(config, mesh)
     # From here on: what cannot be trained leaves no workdir.
-    with lock.held(workdir) if runtime.leads() else contextlib.nullcontext():
-        return _train(config, workdir, traces, module, eval_module, mesh)
+    with lock.held(workdir), processes.Preemption() as preemption:
+        return _train(config, workdir, traces, module, eval_module, mesh, preemption)
 
 
-def _train(config, workdir: Path, traces: Path | None, module, eval_module, mesh):
+def _train(config, workdir: Path, traces: Path | None, module, eval_module, mesh, preemption):
     first = checkpoint.recover(workdir)
     processes.same(-1 if first is None else first, workdir)
     source = pipeline.source(config.data, config.data.train_split, config.model.num_classes)
@@ -109,6 +108,7 @@ def _train(config, workdir: Path, traces: Path | None, module, eval_module, mesh
             workdir,
             first=first,
             mesh=mesh,
+            preemption=preemption,
             evaluate=evaluate_between,
             begun=describe,
             position_check={
@@ -122,12 +122,10 @@ def _train(config, workdir: Path, traces: Path | None, module, eval_module, mesh
     skipped = processes.gathered(np.array([*unreadable(source)], np.int64))
     if skipped := len(np.unique(np.concatenate(skipped))):
         runtime.say(f"{skipped} training examples could not be read; others stood in for them")
-    with processes.Preemption() as preemption:
-        results = preemption.until_asked(
-            lambda: _evaluate_fully(
-                config, workdir, eval_module, variables, val_source, labels, step
-            )
-        )
+    preemption.alone()
+    results = preemption.until_asked(
+        lambda: _evaluate_fully(config, workdir, eval_module, variables, val_source, labels, step)
+    )
     if results is None:
         raise Preempted(
             f"{preemption.asked}: trained, step {step} is in {workdir}; the same command evaluates"
@@ -184,10 +182,10 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
     results = found.figures
     weights = f"{workdir}, step {step}" if step else config.init_from or str(workdir)
     settings = evaluate.settings(config, weights, len(source))
+    runtime.say(scoring.table(results))  # first: the disk may be full, or closed
     if runtime.leads():
         scoring.write(folder, found, labels, settings, config.crf)
     _write_metrics(workdir, step, config.eval.split, results)
-    runtime.say(scoring.table(results))
     if left_out := results.get("left_out"):
         runtime.say(f"{left_out} of {len(source)} images could not be read and are left out")
     opened = "report.html, " if scoring is evaluate else ""

@@ -32,6 +32,8 @@ def trained(config, workdir: Path, module: nn.Module, channels: int) -> tuple[An
         variables, step = checkpoint.load_variables(workdir, like, config.checkpoint)
         runtime.say(f"weights: {workdir}, step {step}")
         return variables, step
+    if config.checkpoint != "newest":
+        raise WeightsError(f"{workdir}: no checkpoint here, so none that is {config.checkpoint}")
     if not config.init_from:
         raise WeightsError(f"{workdir}: no checkpoint here; train first or set --config.init_from")
     return load(config, like), 0

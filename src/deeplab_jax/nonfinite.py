@@ -91,13 +91,16 @@ class Watch:
             advice += ", or train.on_nan=skip"
         kept = self.newest()
         kept = f"The checkpoint of step {kept} is kept. " if kept is not None else ""
-        return f"{told}. Its batch is in {self._dump(step, batch)}. {kept}{advice}"
+        return f"{told}. {self._dump(step, batch)}. {kept}{advice}"
 
-    def _dump(self, step: int, batch: Mapping[str, np.ndarray]) -> Path:
+    def _dump(self, step: int, batch: Mapping[str, np.ndarray]) -> str:
         index, count = processes.place()
         which = f"_process_{index}" if count > 1 else ""
         path = self.workdir / FOLDER / f"step_{step}{which}.npz"
         content = io.BytesIO()
         np.savez_compressed(content, **batch)
-        runtime.write_whole(path, content.getvalue())
-        return path
+        try:
+            runtime.write_whole(path, content.getvalue())
+        except OSError as error:  # which is not what ended the run
+            return f"Its batch could not be kept ({error.strerror})"
+        return f"Its batch is in {path}"

@@ -53,8 +53,12 @@ def say(message: str) -> None:
     """Prints a line; above the progress bar if there is one."""
     if _silent:
         return
-    tqdm.write(printable(message), file=sys.stdout)
-    sys.stdout.flush()
+    try:
+        tqdm.write(printable(message), file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:  # Ctrl-C ended `| tee log`, too; what is to be saved still is
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
 
 
 class Progress:

@@ -4,6 +4,7 @@ JAX has the engine: every process runs the same program, and arrays lie on the d
 (jax.distributed). Here is what a program has to add.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -269,13 +270,19 @@ class Preemption:
         finally:
             self._interrupting = False
 
+    def alone(self) -> None:
+        """From here on nothing is shared: of several processes SIGTERM ends the one it comes to."""
+        if jax.process_count() > 1 and self._former:
+            signal.signal(signal.SIGTERM, self._former[signal.SIGTERM])
+
     def _ask(self, number, _):
         self.asked = signal.Signals(number).name
         # A second Ctrl-C must not wait for anything, but a notebook's process lives on.
         at_once = self._former[signal.SIGINT] if hasattr(sys, "ps1") else signal.SIG_DFL
         signal.signal(signal.SIGINT, at_once)
         signal.signal(signal.SIGTERM, self._former[signal.SIGTERM])
-        runtime.say(f"{self.asked}: saving after this step; another one ends at once")
+        with contextlib.suppress(OSError):  # not by Python's files: the signal may interrupt one
+            os.write(2, f"{self.asked}: saving after this step; another ends at once\n".encode())
         if self._interrupting:
             raise _Asked
 

@@ -161,9 +161,9 @@ class MetricWriter:
             write_whole(self.path, "".join(f"{line}\n" for line in kept))
 
     def has_evaluation_of(self, step: int) -> bool:
-        """Whether there is a line of an evaluation at this step."""
+        """Whether there is a line of training's own evaluation at this step."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return any(_step_of(line) == step and "split" in json.loads(line) for line in lines)
+        return any(_step_of(line) == step and "during" in json.loads(line) for line in lines)
 
     def write(self, values: Mapping[str, Any]) -> None:
         if not leads():

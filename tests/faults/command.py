@@ -11,10 +11,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from conftest import CHILD_ENVIRONMENT, CONFIGS
 from test_train import SMALL
 
+from benchmarks.soak import saved
 from deeplab_jax import checkpoint
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -87,15 +87,6 @@ class Started:
         self.process.wait()
 
 
-def saved(workdir, step) -> dict:
-    """All that training goes on from at a step: {"state", "position"}."""
-    folder = (workdir / checkpoint.FOLDER / str(step)).absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore(folder / "state")
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return {"state": state, "position": checkpointer.restore(folder / "position")}
-
-
 def assert_same(one, other, step) -> None:
     """The two workdirs hold the same checkpoint of a step, bit for bit."""
     one, other = saved(one, step), saved(other, step)
@@ -110,13 +101,6 @@ def lines(workdir) -> list[dict]:
 def copied(workdir, to):
     """A workdir's copy, to do harm to."""
     return shutil.copytree(workdir, to)
-
-
-def flip_bit(path, rng) -> None:
-    """Turns one bit of a file round."""
-    content = bytearray(path.read_bytes())
-    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
-    path.write_bytes(content)
 
 
 def files_of(workdir, step) -> list[Path]:

@@ -9,7 +9,7 @@ import pytest
 from conftest import write_folder
 from test_train import batch, small, step_and_state
 
-from deeplab_jax import checkpoint, evaluate, loop, main, networks, runtime
+from deeplab_jax import checkpoint, evaluate, loop, main, networks, processes, runtime
 from deeplab_jax import train as training
 from deeplab_jax.errors import ConfigError, NumericsError
 
@@ -49,6 +49,7 @@ def train(config, workdir, poisoned):
         workdir,
         first=checkpoint.recover(workdir),
         mesh=mesh,
+        preemption=processes.Preemption(),
         evaluate=evaluate.evaluate,
         position_check={},
     )

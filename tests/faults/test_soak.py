@@ -1,5 +1,6 @@
 """A run that is disturbed again and again ends as one that never was (benchmarks/soak.py)."""
 
+import re
 import sys
 
 import command
@@ -19,5 +20,5 @@ def test_a_disturbed_run_ends_with_the_parameters_of_an_undisturbed_one(tmp_path
         timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 of 182 arrays of the state differ" in done.stdout
-    assert "remove" in done.stdout or "flip" in done.stdout or "truncate" in done.stdout
+    assert re.search(r"\b0 of \d+ arrays of the state differ", done.stdout)
+    assert re.search("remove|flip|truncate", done.stdout)
