@@ -6,7 +6,7 @@ import pytest
 from conftest import GOLDEN, SHARED, pairs, write_folder
 from PIL import Image
 
-from deeplab_jax.data import datasets, files, labels, pipeline, transforms
+from deeplab_jax.data import datasets, image_files, labels, pipeline, transforms
 from deeplab_jax.errors import DataError
 
 DATA = {
@@ -161,7 +161,7 @@ def test_grey_masks_of_few_bits_keep_their_ids(tmp_path, bits, ids):
     header = struct.pack(">IIBBBBB", len(ids), 1, bits, 0, 0, 0, 0)
     parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b"")]
     (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    np.testing.assert_array_equal(files.read_mask(tmp_path / "mask.png"), [ids])
+    np.testing.assert_array_equal(image_files.read_mask(tmp_path / "mask.png"), [ids])
 
 
 def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path):
@@ -172,7 +172,7 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path):
     bomb += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + b"\0\0\0\0"
     (tmp_path / "bomb.png").write_bytes(bomb)
     with pytest.raises(DataError, match=r"bomb\.png: too large"):
-        files.read_image(tmp_path / "bomb.png")
+        image_files.read_image(tmp_path / "bomb.png")
 
 
 def test_pairs_check_sizes_and_ids(data_folder):

@@ -11,7 +11,7 @@ from miniatures import ids_of, mask, picture, same
 
 from deeplab_jax import config as configuration
 from deeplab_jax import main
-from deeplab_jax.data import datasets, files, pipeline
+from deeplab_jax.data import datasets, files, image_files, pipeline
 from deeplab_jax.data.balance import Picked
 from deeplab_jax.data.synthetic import Synthetic
 from deeplab_jax.errors import ConfigError, DataError
@@ -216,7 +216,7 @@ def test_real_camvid_has_the_official_counts_and_its_ids():
         assert len(source) == count
         seen |= ids_of(source) | ids_of(source, count - 1)
         assert source[0]["image"].shape == (360, 480, 3)
-    raw = files.read_mask(root / "testannot" / "0001TP_008550.png")
+    raw = image_files.read_mask(root / "testannot" / "0001TP_008550.png")
     label = datasets.source("camvid", root, "test", 11, 255)
     index = [path.stem for path in label.images].index("0001TP_008550")
     np.testing.assert_array_equal(label[index]["label"], np.where(raw == 11, 255, raw))

@@ -8,7 +8,7 @@ from conftest import GOLDEN, SHARED
 from PIL import Image
 
 from deeplab_jax import importers, models
-from deeplab_jax.data import files
+from deeplab_jax.data import image_files
 from deeplab_jax.errors import WeightsError
 from deeplab_jax.predict import predict
 
@@ -286,7 +286,7 @@ def test_official_pascal_model_gives_the_official_labels():
     )
     equal = total = 0
     for path in sorted((GOLDEN / "mnv2_voc").glob("*.png")):
-        image = files.read_image(
+        image = image_files.read_image(
             SHARED / "data" / "voc2012_subset" / "JPEGImages" / f"{path.stem}.jpg"
         )
         ours = predict(PASCAL, variables, image, crop_size=(513, 513))

@@ -15,7 +15,7 @@ from test_train import SMALL, small
 import deeplab_jax
 from deeplab_jax import advice, main
 from deeplab_jax import config as configuration
-from deeplab_jax.data import files, labels
+from deeplab_jax.data import image_files, labels
 from deeplab_jax.errors import ConfigError, DataError, WeightsError
 
 V3PLUS = f"--config={CONFIGS}/v3plus.py"
@@ -90,7 +90,7 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
     assert network.classes == ("ten_0", "ten_1", "ten_2")
     answer = network.segment(photos / "scene 2.jpg")
     np.testing.assert_array_equal(
-        answer, files.read_mask(workdir / "predictions" / "labels" / "scene 2.png")
+        answer, image_files.read_mask(workdir / "predictions" / "labels" / "scene 2.png")
     )
     with Image.open(photos / "scene 2.jpg") as photo:
         np.testing.assert_array_equal(network.segment(photo), answer)
@@ -99,7 +99,7 @@ def test_train_then_eval_then_predict_then_resume(data_folder, tmp_path, capsys)
     with Image.open(workdir / "predictions" / "labels" / "scene 2.png") as index:
         expected = 10 * np.asarray(index)
     np.testing.assert_array_equal(
-        files.read_mask(tmp_path / "raw" / "labels" / "scene 2.png"), expected
+        image_files.read_mask(tmp_path / "raw" / "labels" / "scene 2.png"), expected
     )
 
     (data_folder / "images" / "scene 1.jpg").write_bytes(b"nothing")

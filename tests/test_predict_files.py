@@ -11,7 +11,7 @@ from PIL import Image
 
 from deeplab_jax import pictures
 from deeplab_jax.config import TILE_SIZE
-from deeplab_jax.data import files, pipeline
+from deeplab_jax.data import image_files, pipeline
 from deeplab_jax.data.inputs import find_images
 from deeplab_jax.data.labels import VOC_CLASSES, labels
 from deeplab_jax.errors import ConfigError, DataError
@@ -61,7 +61,7 @@ def written(folder) -> list[str]:
 
 
 def test_what_is_written_is_chosen(network, tmp_path):
-    image = files.read_image(photograph(tmp_path / "in" / "a.png"))
+    image = image_files.read_image(photograph(tmp_path / "in" / "a.png"))
     segment(network, tmp_path / "in", tmp_path / "usual")
     usual = ["labels.json", "labels/a.png", "legend.png", "overlays/a.png"]
     assert written(tmp_path / "usual") == usual
@@ -69,10 +69,10 @@ def test_what_is_written_is_chosen(network, tmp_path):
     segment(network, tmp_path / "in", out, outputs=("labels", "colours", "probabilities"))
     assert written(out)[:2] == ["colours/a.png", "labels.json"]
     assert not (out / "overlays").exists()
-    answer = files.read_mask(out / "labels" / "a.png")
+    answer = image_files.read_mask(out / "labels" / "a.png")
     np.testing.assert_array_equal(answer, predict(*network, image))
     assert len(np.unique(answer)) > 1
-    colours = files.read_image(out / "colours" / "a.png")
+    colours = image_files.read_image(out / "colours" / "a.png")
     np.testing.assert_array_equal(colours, KNOWN.palette[answer])
     with np.load(out / "probabilities" / "a.npz") as stored:
         probs = stored["probabilities"]
@@ -96,7 +96,7 @@ def test_what_is_written_is_chosen(network, tmp_path):
     ],
 )
 def test_labels_and_probabilities_are_of_one_answer(network, tmp_path, options):
-    image = files.read_image(photograph(tmp_path / "a.png", (20, 24)))
+    image = image_files.read_image(photograph(tmp_path / "a.png", (20, 24)))
     common = {"crop_size": (20, 24), "with_probabilities": True}
     (plain,) = answers(*network, [image], **common)
     (answer,) = answers(*network, [image], **common, **options)
@@ -112,14 +112,14 @@ def test_batches_give_the_labels_of_one_by_one(network, tmp_path):
     sizes = [(40, 50), (64, 60), (70, 50), (40, 40), (30, 90), (66, 70), (40, 50)]
     for i, size in enumerate(sizes):
         photograph(tmp_path / "in" / f"{i}.png", size, seed=i)
-    images = [files.read_image(path) for path in find_images(tmp_path / "in")]
+    images = [image_files.read_image(path) for path in find_images(tmp_path / "in")]
     for batch_size in (1, 3):
         segment(network, tmp_path / "in", tmp_path / str(batch_size), batch_size=batch_size)
     names = written(tmp_path / "1")
     assert len(names) == 2 + 2 * len(sizes)
     for name in names:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes(), name
-    one = files.read_mask(tmp_path / "3" / "labels" / "4.png")
+    one = image_files.read_mask(tmp_path / "3" / "labels" / "4.png")
     np.testing.assert_array_equal(one, predict(*network, images[4]))
 
 
@@ -209,11 +209,11 @@ def test_images_of_every_kind(network, tmp_path, name, make, size):
         made = make(image.convert("RGB"))
         made.save(tmp_path / name, exif=made.getexif())
     segment(network, tmp_path / name, tmp_path / "out", crop_size=(65, 65))
-    answer = files.read_mask(tmp_path / "out" / "labels" / f"{name.split('.')[0]}.png")
+    answer = image_files.read_mask(tmp_path / "out" / "labels" / f"{name.split('.')[0]}.png")
     assert answer.shape == size
-    seen = files.read_image(tmp_path / name)
+    seen = image_files.read_image(tmp_path / name)
     np.testing.assert_array_equal(answer, predict(*network, seen, crop_size=(65, 65)))
-    overlay = files.read_image(tmp_path / "out" / "overlays" / f"{name.split('.')[0]}.png")
+    overlay = image_files.read_image(tmp_path / "out" / "overlays" / f"{name.split('.')[0]}.png")
     assert overlay.shape == (*size, 3)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deeplab_jax import pictures, runtime
-from deeplab_jax.data import datasets, files, inputs
+from deeplab_jax.data import datasets, files, image_files, inputs
 from deeplab_jax.data.labels import Labels, voc_palette
 from deeplab_jax.errors import ConfigError, DataError, first_few
 
@@ -144,10 +144,10 @@ def pack_folder(config, predictions: str | None, folder: Path) -> Path:
             f"--config.predict.archive={' or '.join(SERVERS)}"
         )
     found = inputs.find_images(predictions)
-    paths = [path for path in found if path.suffix.lower() in files.MASK_SUFFIXES]
+    paths = [path for path in found if path.suffix.lower() in image_files.MASK_SUFFIXES]
     if not paths:
         raise DataError(
-            f"{predictions}: no label images ({', '.join(files.MASK_SUFFIXES)}) to pack"
+            f"{predictions}: no label images ({', '.join(image_files.MASK_SUFFIXES)}) to pack"
         )
     check(name, paths)
     packed = pack(name, paths, folder, config.predict.raw_ids)
@@ -157,7 +157,7 @@ def pack_folder(config, predictions: str | None, folder: Path) -> Path:
 
 def _ids(name: str, path: Path, raw: bool) -> np.ndarray:
     """[H, W] uint8 of the server's ids."""
-    mask, size, raw_ids = files.read_mask(path), SERVERS[name].size, raw_ids_of(name)
+    mask, size, raw_ids = image_files.read_mask(path), SERVERS[name].size, raw_ids_of(name)
     if size not in (None, mask.shape):
         raise DataError(
             f"{path}: {files.shown_size(mask.shape)} px; the images of {name} have "

@@ -12,7 +12,7 @@ import numpy as np
 
 from deeplab_jax import checkpoint, runtime
 from deeplab_jax.data import colors as rgb
-from deeplab_jax.data import files, folder, pipeline
+from deeplab_jax.data import folder, image_files, pipeline
 from deeplab_jax.data.labels import FILE, Labels, labels, read
 from deeplab_jax.errors import ConfigError, DataError
 
@@ -114,7 +114,7 @@ def propose(masks: Sequence[Path], ignore_label: int) -> Labels:
         for path in masks:
             progress.advance()
             try:
-                mask = files.read_mask(path, in_colors=True)
+                mask = image_files.read_mask(path, in_colors=True)
             except DataError:
                 continue  # `check` names it, once the classes are known
             colored = mask.ndim == 3

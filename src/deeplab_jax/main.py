@@ -13,7 +13,7 @@ from deeplab_jax import archive, classes, classify, command_line, modes, process
 from deeplab_jax import check_data as checking
 from deeplab_jax import config as configuration
 from deeplab_jax import score as scores
-from deeplab_jax.data import download, files
+from deeplab_jax.data import download, image_files
 from deeplab_jax.errors import ConfigError, Preempted, ResourceError, UserError, did_you_mean
 from deeplab_jax.output import complain
 
@@ -59,7 +59,7 @@ def run(
         )
     if mode == "download":
         return download.download_or_unpack(config, input, output)
-    files.limit_pixels(files.MAX_PIXELS if config is None else config.data.max_pixels)
+    image_files.limit_pixels(image_files.MAX_PIXELS if config is None else config.data.max_pixels)
     if config is not None:
         classes.fill_in(config, mode, workdir)
         configuration.check(config)

@@ -26,7 +26,7 @@ from deeplab_jax import (
 from deeplab_jax import check_data as checking
 from deeplab_jax import config as configuration
 from deeplab_jax import train as training
-from deeplab_jax.data import balance, datasets, files, inputs, pipeline
+from deeplab_jax.data import balance, datasets, files, image_files, inputs, pipeline
 from deeplab_jax.data.labels import FILE
 from deeplab_jax.data.skipping import unreadable
 from deeplab_jax.errors import ConfigError, DataError, Preempted
@@ -235,7 +235,9 @@ def export_network(config, workdir: Path, input: str | None, folder: Path):
     networks.check_channels(config, channels)
     variables, step = networks.trained(config, workdir, module, channels)
     labels = classes.labels_of(config, workdir)
-    photographs = [files.read_image(path) for path in inputs.find_images(input)] if input else ()
+    photographs = (
+        [image_files.read_image(path) for path in inputs.find_images(input)] if input else ()
+    )
     found = export.export(
         eval_module,
         variables,

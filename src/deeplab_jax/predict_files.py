@@ -16,7 +16,7 @@ import numpy as np
 from deeplab_jax import archive as archives
 from deeplab_jax import pictures, runtime
 from deeplab_jax.config import TILE_SIZE
-from deeplab_jax.data import files, pipeline
+from deeplab_jax.data import files, image_files, pipeline
 from deeplab_jax.data.labels import FILE, Labels
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.predict import Answer, answers, needs_tiles, seen_size
@@ -127,7 +127,7 @@ def predict_files(
         runtime.Progress(len(targets), "predict") as progress,
         ThreadPoolExecutor(THREADS) as pool,
     ):
-        images = _ahead(pool, lambda path: (path, files.read_image(path)), targets, THREADS)
+        images = _ahead(pool, lambda path: (path, image_files.read_image(path)), targets, THREADS)
         seen = _answered(see, images, options, batch_size)
         write = functools.partial(_write, targets, labels, raw_ids)
         for _ in _ahead(pool, write, seen, 1 if "probabilities" in outputs else THREADS):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax import evaluate, metrics, runtime
-from deeplab_jax.data import files, pipeline
+from deeplab_jax.data import files, image_files, pipeline
 from deeplab_jax.data.labels import IGNORE_LABEL, Labels, labels
 from deeplab_jax.errors import ConfigError, DataError, first_few
 from deeplab_jax.evaluate import Evaluation
@@ -68,9 +68,9 @@ def _by_stem(path: Path) -> dict[str, Path]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     found = [path] if path.is_file() else sorted(path.rglob("*"))
-    found = [p for p in found if p.suffix.lower() in files.MASK_SUFFIXES]
+    found = [p for p in found if p.suffix.lower() in image_files.MASK_SUFFIXES]
     if not found:
-        raise DataError(f"{path}: no label images ({', '.join(files.MASK_SUFFIXES)})")
+        raise DataError(f"{path}: no label images ({', '.join(image_files.MASK_SUFFIXES)})")
     by_stem: dict[str, Path] = {}
     for file in found:
         if file.stem in by_stem:
@@ -90,7 +90,7 @@ def unnamed(found: Sequence[tuple[Path, Path]]) -> Labels:
     """
 
     def ids(paths) -> set[int]:
-        return {int(i) for path in paths for i in np.unique(files.read_mask(path))}
+        return {int(i) for path in paths for i in np.unique(image_files.read_mask(path))}
 
     predictions, masks = zip(*found)
     truth = ids(masks) - {IGNORE_LABEL}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deeplab_jax import checkpoint, config, export, importers, models, pictures
 from deeplab_jax import train as training
-from deeplab_jax.data import files, pipeline
+from deeplab_jax.data import image_files, pipeline
 from deeplab_jax.data import labels as label_files
 from deeplab_jax.data.labels import FILE, IGNORE_LABEL, Labels
 from deeplab_jax.errors import DataError, WeightsError
@@ -70,8 +70,8 @@ class Segmenter:
                     f"the network sees {self._seen}: give it an array [H, W, {self._channels}]"
                 )
             if isinstance(image, Image.Image):
-                return files.upright_rgb(image, "the image")
-            return files.read_image(image)
+                return image_files.upright_rgb(image, "the image")
+            return image_files.read_image(image)
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[-1] != self._channels or image.dtype != np.uint8:
             raise ValueError(

@@ -17,7 +17,7 @@ from test_train import batch as labelled_batch
 from test_train import small, step_and_state
 
 from deeplab_jax import evaluate, losses, main, output, runtime
-from deeplab_jax.data import balance, files, folder, inputs, labels, pipeline
+from deeplab_jax.data import balance, files, folder, image_files, inputs, labels, pipeline
 from deeplab_jax.data.skipping import Skipping, unreadable
 from deeplab_jax.data.transforms import Augment
 from deeplab_jax.errors import DataError, UnreadableError
@@ -166,7 +166,7 @@ def test_masks_in_colours_are_refused_saying_how_to_name_them(tmp_path, mode):
     path = tmp_path / ("mask.tif" if mode == "CMYK" else "mask.png")
     Image.new(mode, (4, 4)).save(path)
     with pytest.raises(DataError, match=rf"mask in {mode} colours.*classes\.json.*\"color\""):
-        files.read_mask(path)
+        image_files.read_mask(path)
 
 
 C9, C10 = pytest.mark.fault("C9"), pytest.mark.fault("C10")
@@ -185,7 +185,7 @@ def test_palette_grey_and_16_bit_masks_hold_their_ids_exactly(tmp_path, mode):
     picture.save(tmp_path / "mask.png")
     with Image.open(tmp_path / "mask.png") as written:
         assert written.mode == mode
-    np.testing.assert_array_equal(files.read_mask(tmp_path / "mask.png"), ids)
+    np.testing.assert_array_equal(image_files.read_mask(tmp_path / "mask.png"), ids)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the VOC subset beside the project")
@@ -193,7 +193,7 @@ def test_masks_of_voc_are_their_palette_indices():
     path = next((SHARED / "data" / "voc2012_subset" / "SegmentationClassAug").glob("*.png"))
     with Image.open(path) as mask:
         assert mask.mode == "P"
-        np.testing.assert_array_equal(files.read_mask(path), np.asarray(mask))
+        np.testing.assert_array_equal(image_files.read_mask(path), np.asarray(mask))
 
 
 @pytest.mark.fault("C10")
@@ -282,17 +282,17 @@ def test_an_absent_class_shows_as_a_dash_and_is_left_out_of_the_mean():
 def test_any_8_bit_image_is_read_as_rgb(tmp_path, mode):
     suffix = "jpg" if mode == "CMYK" else "png"
     Image.new("RGB", (6, 4), (200, 100, 50)).convert(mode).save(tmp_path / f"image.{suffix}")
-    image = files.read_image(tmp_path / f"image.{suffix}")
+    image = image_files.read_image(tmp_path / f"image.{suffix}")
     assert image.shape == (4, 6, 3)
     assert image.dtype == np.uint8
-    np.testing.assert_array_equal(image, files.read_image(tmp_path / f"image.{suffix}"))
+    np.testing.assert_array_equal(image, image_files.read_image(tmp_path / f"image.{suffix}"))
 
 
 @pytest.mark.fault("C14")
 def test_16_bit_images_are_refused(tmp_path):
     Image.fromarray(np.full((4, 6), 1000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(DataError, match="more than 8 bits a channel"):
-        files.read_image(tmp_path / "deep.png")
+        image_files.read_image(tmp_path / "deep.png")
 
 
 @pytest.mark.fault("C15")

@@ -34,7 +34,7 @@ from PIL import Image
 
 from deeplab_jax import command_line, importers, models, networks
 from deeplab_jax import config as configuration
-from deeplab_jax.data import coco_json, files, folder, labels
+from deeplab_jax.data import coco_json, files, folder, image_files, labels
 from deeplab_jax.errors import ConfigError, DataError, UserError, WeightsError
 from deeplab_jax.importers import tf_bundle
 from deeplab_jax.importers.readers import open_weights
@@ -237,7 +237,7 @@ def image_read(path, content: bytes) -> None:
     path.write_bytes(content)
     for encoded in (None, content):
         with only(DataError):
-            image = files.read_image(path, encoded)
+            image = image_files.read_image(path, encoded)
             assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
             assert 0 < image.shape[0] * image.shape[1] <= PIXELS
 
@@ -264,7 +264,7 @@ def mask_read(path, content: bytes) -> None:
     path.write_bytes(content)
     for in_colors in (False, True):
         with only(DataError):
-            mask = files.read_mask(path, in_colors=in_colors)
+            mask = image_files.read_mask(path, in_colors=in_colors)
             if mask.ndim == 3:
                 assert in_colors
                 assert (mask.dtype, mask.shape[2]) == (np.uint8, 3)
@@ -336,7 +336,7 @@ def test_masks_hold_what_was_stored(scratch, mask):
     suffix, content, ids = mask
     path = scratch / f"mask.{suffix}"
     path.write_bytes(content)
-    read = files.read_mask(path)
+    read = image_files.read_mask(path)
     assert read.dtype in (np.uint8, np.int32)
     np.testing.assert_array_equal(read, ids)
     mask_labelled(read)

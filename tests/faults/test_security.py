@@ -38,7 +38,7 @@ from test_train import small
 import deeplab_jax
 from deeplab_jax import command_line, main, output
 from deeplab_jax import config as configuration
-from deeplab_jax.data import datasets, download, files
+from deeplab_jax.data import datasets, download, image_files
 from deeplab_jax.data.datasets.dataset import Archive
 from deeplab_jax.errors import ConfigError, DataError, UnreadableError, UserError, WeightsError
 
@@ -62,7 +62,7 @@ sys.exit(code)
 @pytest.fixture(autouse=True)
 def limits_as_before(monkeypatch):
     """Every run sets the limit of an image's pixels for its whole process."""
-    monkeypatch.setenv("DEEPLAB_JAX_MAX_PIXELS", str(files.MAX_PIXELS))
+    monkeypatch.setenv("DEEPLAB_JAX_MAX_PIXELS", str(image_files.MAX_PIXELS))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
 
 
@@ -644,10 +644,10 @@ def test_the_limit_of_pixels_holds_everywhere_and_can_be_set(trained, tmp_path):
 def test_the_limit_of_pixels_holds_in_worker_processes(data_folder):
     for path in ("images/scene 1.jpg", "masks/scene 1.png"):  # this process itself reads scene 0
         Image.new("L", (60, 50)).save(data_folder / path)
-    files.limit_pixels(2999)
+    image_files.limit_pixels(2999)
     with stream(data_folder, workers=1) as batches, pytest.raises(DataError, match="pixels=2999"):
         take(batches, 3)
-    files.limit_pixels(3000)
+    image_files.limit_pixels(3000)
     with stream(data_folder, workers=1) as batches:
         assert len(take(batches, 3)) == 3
 
@@ -656,7 +656,7 @@ def test_the_limit_of_pixels_holds_in_worker_processes(data_folder):
 def test_defaults_of_limits_are_those_of_the_configuration():
     data = configuration.load(f"{CONFIGS}/v3plus.py").data
     limits = (data.max_pixels, data.max_unpacked_bytes, data.max_unpacked_files)
-    assert limits == (files.MAX_PIXELS, download.MAX_BYTES, download.MAX_FILES)
+    assert limits == (image_files.MAX_PIXELS, download.MAX_BYTES, download.MAX_FILES)
 
 
 def unfolding(kind):
@@ -672,7 +672,7 @@ def unfolding(kind):
 def test_text_chunks_that_unfold_are_refused(tmp_path, kind):
     path = tmp_path / "bomb.png"
     path.write_bytes(png(50, 40, unfolding(kind)))
-    for read in (files.read_image, files.read_mask):
+    for read in (image_files.read_image, image_files.read_mask):
         with pytest.raises(UnreadableError, match=r"bomb\.png: damaged .*replace or remove it"):
             read(path)
 
@@ -707,7 +707,7 @@ def test_formats_that_are_not_on_the_list_are_refused(tmp_path, form):
     if form in ("FITS", "EPS", "GIF", "PCX"):
         with Image.open(io.BytesIO(content)) as image:
             assert image.format == form
-    for name, read in (("a.png", files.read_image), ("b.png", files.read_mask)):
+    for name, read in (("a.png", image_files.read_image), ("b.png", image_files.read_mask)):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UnreadableError, match=rf"{name}: not a readable .*are read"):
             read(tmp_path / name)
@@ -864,7 +864,7 @@ def test_a_configuration_that_is_written_runs_nothing_of_its_paths(data_folder, 
 def test_what_is_stored_of_a_run_is_plain_json(trained):
     _, workdir, _ = trained
     stored = json.loads((workdir / "config.json").read_text())
-    assert stored["data"]["max_pixels"] == files.MAX_PIXELS
+    assert stored["data"]["max_pixels"] == image_files.MAX_PIXELS
     assert "!!python" not in (workdir / "config.json").read_text()
     with pytest.raises(ConfigError, match=r"a run's config\.json is a record of it"):
         configuration.load(str(workdir / "config.json"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.data import files
+from deeplab_jax.data import files, image_files
 from deeplab_jax.data.transforms import resize_bilinear
 from deeplab_jax.errors import DataError, did_you_mean
 
@@ -141,7 +141,7 @@ class ImageFolder:
             paths = sorted(
                 p
                 for p in folder.iterdir()
-                if p.suffix.lower() in files.IMAGE_SUFFIXES and p.name[0] != "."
+                if p.suffix.lower() in image_files.IMAGE_SUFFIXES and p.name[0] != "."
             )
             if not paths:
                 raise DataError(f"{folder}: holds no images; remove the folder, or fill it")
@@ -160,5 +160,5 @@ class ImageFolder:
     def __getitem__(self, index: int) -> dict:
         """{"image" [H, W, 3] uint8, "label" [1, 1] int32, "name"}."""
         path, label = self.examples[int(index)]
-        image = files.read_image(path)
+        image = image_files.read_image(path)
         return {"image": image, "label": np.array([[label]], np.int32), "name": path.stem}

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.data import files, folder
+from deeplab_jax.data import files, folder, image_files
 from deeplab_jax.data.coco_annotations import mask_of
 from deeplab_jax.data.labels import Labels, check_names
 from deeplab_jax.errors import DataError, first_few
@@ -68,7 +68,7 @@ class CocoJson:
           DataError: naming the file, and the annotation, and what is wrong with it.
         """
         path = self.images[index]
-        image, mask = files.read_image(path), self.label(index)
+        image, mask = image_files.read_image(path), self.label(index)
         files.check_sizes(image, mask, path, self.path)
         return {"image": image, "label": mask, "name": path.stem}
 
@@ -187,10 +187,10 @@ def _parsed(path: Path, *_state) -> dict[str, list[dict]]:
                 )
     for image in given["images"]:
         height, width = image["height"], image["width"]
-        if min(height, width) < 1 or height * width > files.most_pixels():
+        if min(height, width) < 1 or height * width > image_files.most_pixels():
             raise DataError(
                 f"{path}: {image['file_name']!r} is said to be of {width}x{height} px; from 1 to "
-                f"data.max_pixels={files.most_pixels()} are read"
+                f"data.max_pixels={image_files.most_pixels()} are read"
             )
     for section in ("images", "categories"):
         ids = [entry["id"] for entry in given[section]]

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeplab_jax.data import files
+from deeplab_jax.data import files, image_files
 from deeplab_jax.data.labels import Labels, check_names, labels, read
 from deeplab_jax.errors import DataError, first_few
 
@@ -28,8 +28,8 @@ def source(root: str | Path, split: str, labels: Labels) -> files.Pairs:
       DataError: for files that are not there, have no partner, or are no files.
     """
     root = existing(root)
-    images = _by_stem(root / "images", files.IMAGE_SUFFIXES)
-    masks = _by_stem(root / "masks", files.MASK_SUFFIXES)
+    images = _by_stem(root / "images", image_files.IMAGE_SUFFIXES)
+    masks = _by_stem(root / "masks", image_files.MASK_SUFFIXES)
     lists = root / "lists" if (root / "lists").is_dir() else root
     listed = None  # the names a list gives; files outside it do not matter
     if split != "all" and any(
@@ -49,8 +49,8 @@ def source(root: str | Path, split: str, labels: Labels) -> files.Pairs:
         )
     if not images and listed is None:
         raise DataError(
-            f"{root / 'images'}: no images ({', '.join(files.IMAGE_SUFFIXES)}) with masks of the "
-            f"same name in {root / 'masks'}"
+            f"{root / 'images'}: no images ({', '.join(image_files.IMAGE_SUFFIXES)}) with masks of "
+            f"the same name in {root / 'masks'}"
         )
     names = listed
     if listed is None:

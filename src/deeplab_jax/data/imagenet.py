@@ -11,7 +11,7 @@ import numpy as np
 import scipy.io
 import tensorflow_datasets as tfds
 
-from deeplab_jax.data import files
+from deeplab_jax.data import files, image_files
 from deeplab_jax.errors import DataError, first_few
 
 TRAIN, VAL, DEVKIT = (
@@ -69,7 +69,7 @@ class DeeplabImagenet2012(tfds.core.GeneratorBasedBuilder):
 
 
 def _example(encoded: bytes, label: int, name: str) -> dict:
-    # As it is: some of the archive's images are PNG or CMYK, which `files.read_image` knows.
+    # As it is: some of the archive's images are PNG or CMYK, which `image_files.read_image` knows.
     return {"image": io.BytesIO(encoded), "label": label, "name": name}
 
 
@@ -157,6 +157,6 @@ class ImageNet:
         """{"image" [H, W, 3] uint8, "label" [1, 1] int32, "name"}."""
         example = self.examples[int(index)]
         name = example["name"].decode()
-        image = files.read_image(name, example["image"])
+        image = image_files.read_image(name, example["image"])
         label = np.array([[example["label"]]], np.int32)
         return {"image": image, "label": label, "name": name}

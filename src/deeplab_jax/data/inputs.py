@@ -4,7 +4,7 @@ import glob
 import re
 from pathlib import Path
 
-from deeplab_jax.data.files import IMAGE_SUFFIXES
+from deeplab_jax.data.image_files import IMAGE_SUFFIXES
 from deeplab_jax.errors import DataError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from deeplab_jax.data import datasets, files
+from deeplab_jax.data import datasets, files, image_files
 from deeplab_jax.data.datasets import extras
 from deeplab_jax.errors import DataError
 
@@ -95,7 +95,7 @@ class Records:
     def __getitem__(self, index: int) -> dict:
         example = self.data_source[int(index)]
         name = example["name"].decode()
-        image, mask = files.read_image(name, example["image"]), self._label(example, name)
+        image, mask = image_files.read_image(name, example["image"]), self._label(example, name)
         files.check_sizes(image, mask, name, name)
         read = {
             key: extras.read(key, name, table, example[key]) for key, table in self.extras.items()
@@ -108,7 +108,7 @@ class Records:
         return self._label(example, example["name"].decode())
 
     def _label(self, example, name: str) -> np.ndarray:
-        mask = files.read_mask(name, example["label"])
+        mask = image_files.read_mask(name, example["label"])
         label_map = self.label_map if example["raw"] else None
         return files.labelled(mask, self.num_classes, self.ignore_label, label_map, name)
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deeplab_jax.data import files
+from deeplab_jax.data import files, image_files
 
 
 def _grey(path, encoded: bytes | None = None) -> np.ndarray:
-    return files.read_image(path, encoded)[..., :1]
+    return image_files.read_image(path, encoded)[..., :1]
 
 
 class Kind(NamedTuple):
@@ -24,8 +24,8 @@ class Kind(NamedTuple):
 # Label maps stay on their own, all else are further channels of the image.
 KINDS = {
     "depth": Kind(_grey, 1),
-    "hha": Kind(files.read_image, 3),
-    "label_geometry": Kind(files.read_mask, 1),
+    "hha": Kind(image_files.read_image, 3),
+    "label_geometry": Kind(image_files.read_mask, 1),
 }
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deeplab_jax.data import files
+from deeplab_jax.data import image_files
 from deeplab_jax.data.datasets.dataset import Dataset, Files
 
 
@@ -13,7 +13,7 @@ def _camvid(root: Path, split: str) -> Files:
         path
         for part in parts
         for path in sorted((root / part).glob("*"))
-        if path.suffix.lower() in files.IMAGE_SUFFIXES
+        if path.suffix.lower() in image_files.IMAGE_SUFFIXES
     ]
     masks = [p.parent.with_name(f"{p.parent.name}annot") / f"{p.stem}.png" for p in images]
     return Files(images, masks)
