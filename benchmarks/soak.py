@@ -132,7 +132,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="a folder; made anew")
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--disturbances", type=int, default=20)
+    parser.add_argument("--disturbances", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0, help="of the disturbances")
     parser.add_argument("--write", type=Path, help="a Markdown file for the result")
     parser.add_argument("more", nargs="*", help="for the command line")

@@ -1,7 +1,7 @@
 """Evaluation of image classifiers: top-1 and top-5 error over a whole split, and a picture."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,7 @@ def evaluate(
     trimap_widths: Sequence[int] = (),
     upper_bounds: Sequence[int] = (),
     panels: int = 0,
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Classifies the middle of every image of `source`; arguments as `evaluate.evaluate`'s.
 
@@ -81,6 +82,7 @@ def evaluate(
                     tiles.append(_tile(image, caption))
                 seen += 1
             progress.advance(len(examples))
+            between()
     asked, wrong = (sum(processes.gathered(counts)) for counts in (asked, wrong))
     left_out = processes.left_out(seen, source)
     with np.errstate(invalid="ignore"):  # a class that no image has

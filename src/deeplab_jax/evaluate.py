@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,7 @@ def evaluate(
     trimap_widths: Sequence[int] = (),
     upper_bounds: Sequence[int] = (),
     panels: int = 0,
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Predicts every image of `source`, as `eval` says, and scores it.
 
@@ -70,6 +71,7 @@ def evaluate(
       upper_bounds: strides, in px, of which to tell what mean IoU a perfect network would have
         ([FCN] Appendix A; `metrics.coarsened`).
       panels: how many images to show beside truth and prediction, spread over the split.
+      between: called after every batch; what it raises ends the evaluation.
     """
     data, num_classes = config["data"], config["model"]["num_classes"]
     ignore_label = data["ignore_label"]
@@ -120,6 +122,7 @@ def evaluate(
                     beliefs.append(_beliefs(image, given, truth.shape, crf, labels))
                 seen += 1
             progress.advance(len(examples))
+            between()
     for tally in (*tallies, *of_heads.values()):
         tally.gather()
     left_out = processes.left_out(seen, source)

@@ -1,5 +1,7 @@
 """The modes of the command line: calls the library, turns user errors into a line and a code."""
 
+import contextlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -93,7 +95,17 @@ def run(
 def cli() -> int:
     """Entry point of the `deeplab` script."""
     huge_pages.restart_with_them()
-    return main()
+    return _ended(main())
+
+
+def _ended(code: int) -> int:
+    """The exit code; after a signal everything is saved and said, and threads that still read
+    images ahead are not to be waited for, nor to meet an interpreter that ends: it does so here."""
+    if code == Preempted.exit_code:
+        with contextlib.suppress(OSError):  # the reader of the output may be gone
+            sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def main() -> int:
@@ -134,4 +146,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_ended(main()))

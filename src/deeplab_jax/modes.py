@@ -45,7 +45,7 @@ def train_and_evaluate(config, workdir: Path, traces: Path | None):
 
 def _train(config, workdir: Path, traces: Path | None, module, eval_module, mesh, preemption):
     first = checkpoint.recover(workdir)
-    processes.same(-1 if first is None else first, workdir)
+    processes.same(first, workdir)
     source = pipeline.source(config.data, config.data.train_split, config.model.num_classes)
     source, class_weights = balance.balanced(
         source, config.data, config.loss, config.model.num_classes
@@ -94,7 +94,7 @@ def _train(config, workdir: Path, traces: Path | None, module, eval_module, mesh
     def evaluate_between(variables, step):
         scoring = scoring_of(config)
         results = scoring.evaluate(
-            eval_module, variables, val_source, config, labels, mesh=mesh
+            eval_module, variables, val_source, config, labels, mesh=mesh, between=preemption.check
         ).figures
         runtime.say(f"step {step}  {config.eval.split} {scoring.headline(results)}")
         return {"split": config.eval.split} | results, scoring.merit(results)
@@ -124,7 +124,16 @@ def _train(config, workdir: Path, traces: Path | None, module, eval_module, mesh
         runtime.say(f"{skipped} training examples could not be read; others stood in for them")
     preemption.alone()
     results = preemption.until_asked(
-        lambda: _evaluate_fully(config, workdir, eval_module, variables, val_source, labels, step)
+        lambda: _evaluate_fully(
+            config,
+            workdir,
+            eval_module,
+            variables,
+            val_source,
+            labels,
+            step,
+            between=preemption.check,
+        )
     )
     if results is None:
         raise Preempted(
@@ -165,7 +174,7 @@ def _check_heads(config, example) -> None:
     networks.check_channels(config, example["image"].shape[-1])
 
 
-def _evaluate_fully(config, workdir, module, variables, source, labels, step):
+def _evaluate_fully(config, workdir, module, variables, source, labels, step, between=lambda: None):
     scoring = scoring_of(config)
     found = scoring.evaluate(
         module,
@@ -177,6 +186,7 @@ def _evaluate_fully(config, workdir, module, variables, source, labels, step):
         trimap_widths=config.eval.trimap_widths,
         upper_bounds=config.eval.upper_bounds,
         panels=config.eval.panels,
+        between=between,
     )
     folder = workdir / "eval"
     results = found.figures

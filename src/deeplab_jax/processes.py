@@ -187,19 +187,19 @@ def joined(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(join, tree)
 
 
-def same(step: int, workdir: Any) -> int:
-    """`step`, of the newest checkpoint in `workdir`, which all processes have to see.
+def same(step: int | None, workdir: Any) -> None:
+    """Of the checkpoint in `workdir` to use (None: there is none) all processes see the same step.
 
     Raises:
       ConfigError: in all of them, if they do not.
     """
-    seen = np.concatenate(gathered(np.array([step])))
-    if len(set(seen.tolist())) > 1:
+    seen = np.concatenate(gathered(np.array([-1 if step is None else step]))).tolist()
+    if len(set(seen)) > 1:
+        shown = ", ".join("none" if step < 0 else str(step) for step in seen)
         raise ConfigError(
-            f"{workdir}: the processes see checkpoints of the steps {seen.tolist()} there; "
-            "--workdir has to be a folder that all machines share"
+            f"{workdir}: the processes see checkpoints of the steps {shown} there; --workdir has "
+            "to be a folder that all machines share"
         )
-    return step
 
 
 def first_says(said: bool) -> bool:
@@ -248,7 +248,7 @@ class Preemption:
     """
 
     def __init__(self):
-        self.asked, self._former, self._interrupting = "", {}, False
+        self.asked, self._former = "", {}
 
     def reached(self, step: int) -> bool:
         """Call it after every step."""
@@ -258,17 +258,19 @@ class Preemption:
         return bool(self.asked)
 
     def until_asked(self, work: Callable[[], Any]) -> Any:
-        """`work()`, which a signal ends at once without an error; then None.
-
-        Of several processes none ends so: they would wait for each other.
-        """
+        """`work()`, which may call `check`; None where a signal came."""
         try:
-            self._interrupting = True
             return None if self.asked else work()
         except _Asked:
             return None
-        finally:
-            self._interrupting = False
+
+    def check(self) -> None:
+        """Ends the work of `until_asked` if a signal has come.
+
+        Of several processes none ends so: they would wait for each other.
+        """
+        if self.asked:
+            raise _Asked
 
     def alone(self) -> None:
         """From here on nothing is shared: of several processes SIGTERM ends the one it comes to."""
@@ -283,8 +285,6 @@ class Preemption:
         signal.signal(signal.SIGTERM, self._former[signal.SIGTERM])
         with contextlib.suppress(OSError):  # not by Python's files: the signal may interrupt one
             os.write(2, f"{self.asked}: saving after this step; another ends at once\n".encode())
-        if self._interrupting:
-            raise _Asked
 
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
@@ -301,5 +301,9 @@ class Preemption:
             signal.signal(number, handler)
 
 
-class _Asked(BaseException):
-    """Raised by a signal where nothing has to be finished first."""
+class _Asked(Exception):
+    """Ends what `Preemption.until_asked` does.
+
+    Not raised by the signal itself, in the midst of anything: a process that ends while the device
+    is still at work may crash.
+    """
