@@ -100,8 +100,9 @@ def cli() -> int:
 
 def _ended(code: int) -> int:
     """The exit code; after a signal everything is saved and said, and threads that still read
-    images ahead are not to be waited for, nor to meet an interpreter that ends: it does so here."""
-    if code == Preempted.exit_code:
+    images ahead are not to be waited for, nor to meet an interpreter that ends: a process that is
+    alone does so here. Several still have to take leave of each other."""
+    if code == Preempted.exit_code and processes.place()[1] == 1:
         with contextlib.suppress(OSError):  # the reader of the output may be gone
             sys.stdout.flush()
         os._exit(code)
