@@ -166,4 +166,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `soak.py &` must not hand on SIG_IGN
     sys.exit(main())

@@ -279,10 +279,10 @@ class Preemption:
 
     def _ask(self, number, _):
         self.asked = signal.Signals(number).name
-        # A second Ctrl-C must not wait for anything, but a notebook's process lives on.
-        at_once = self._former[signal.SIGINT] if hasattr(sys, "ps1") else signal.SIG_DFL
-        signal.signal(signal.SIGINT, at_once)
-        signal.signal(signal.SIGTERM, self._former[signal.SIGTERM])
+        for caught, former in self._former.items():
+            # A second Ctrl-C must not wait for anything, but a notebook's process lives on.
+            at_once = caught == signal.SIGINT and not hasattr(sys, "ps1")
+            signal.signal(caught, signal.SIG_DFL if at_once else former)
         with contextlib.suppress(OSError):  # not by Python's files: the signal may interrupt one
             os.write(2, f"{self.asked}: saving after this step; another ends at once\n".encode())
 
@@ -293,7 +293,9 @@ class Preemption:
             self._former = {signal.SIGTERM: signal.SIG_DFL}  # of the command line's own process
         else:
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._former[number] = signal.signal(number, self._ask) or signal.SIG_DFL
+                # What whoever started this had it ignore (`command &` in a script) stays so.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._former[number] = signal.signal(number, self._ask) or signal.SIG_DFL
         return self
 
     def __exit__(self, *_):

@@ -17,6 +17,8 @@ from test_train import SMALL
 from benchmarks.soak import saved
 from deeplab_jax import checkpoint
 
+# Also where the tests themselves were started by `&` in a script, which has what follows ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 TESTS = Path(__file__).resolve().parents[1]
 ENVIRONMENT = CHILD_ENVIRONMENT | {
     "PYTHONPATH": os.pathsep.join([str(TESTS), CHILD_ENVIRONMENT["PYTHONPATH"]])

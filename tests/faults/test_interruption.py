@@ -6,6 +6,7 @@ Each ends, after all, with the parameters of a run that nothing happened to, bit
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import command
@@ -142,6 +143,21 @@ def test_the_first_ctrl_c_saves(root, tmp_path):
         assert not run.has_said("Traceback")
     assert last(workdir) >= 4
     goes_on_as_if_nothing_had_been(root, workdir)
+
+
+@pytest.mark.fault("A5")
+def test_ctrl_c_that_a_script_has_ignored_stays_ignored(root, tmp_path):
+    workdir, steps = tmp_path / "run", 30
+    arguments = command.command(root, workdir, train__steps=steps, log_every=1)
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    with command.Started([sys.executable, "-c", ignoring, *arguments], tmp_path / "log") as run:
+        run.until(lambda: run.has_said("step 4/"))
+        run.send(signal.SIGINT)
+        assert run.end() == 0
+    assert last(workdir) == steps
 
 
 @pytest.mark.fault("A5")
