@@ -11,7 +11,7 @@ from pathlib import Path
 from deeplab_jax import runtime
 from deeplab_jax.errors import ResourceError
 
-FILE = ".lock"
+FILE = ".training.lock"  # experiments/ have a .lock of their own there
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -19,8 +19,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 def held(workdir: Path) -> Iterator[None]:
     """Makes `workdir` if need be, and holds it for this process, or run of several, alone.
 
-    The lock is the kernel's, on workdir/.lock: it ends with the process, however that ends, and
-    what a killed one left there is no obstacle. Whose it is can be read in the file.
+    The lock is the kernel's, on workdir/.training.lock: it ends with the process, however that
+    ends, and what a killed one left there is no obstacle. Whose it is can be read in the file.
 
     Raises:
       ResourceError: if another process holds it, or nothing can be written there.

@@ -15,7 +15,7 @@ from conftest import CHILD_ENVIRONMENT, CONFIGS
 from test_train import SMALL
 
 from benchmarks.soak import saved
-from deeplab_jax import checkpoint
+from deeplab_jax import checkpoint, lock
 
 # Also where the tests themselves were started by `&` in a script, which has what follows ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -113,5 +113,5 @@ def files_of(workdir, step) -> list[Path]:
 
 def contents(folder) -> dict[str, bytes]:
     """Every file below a folder but the lock, for comparison."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != lock.FILE)
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

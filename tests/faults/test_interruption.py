@@ -13,7 +13,7 @@ import command
 import pytest
 from conftest import write_folder
 
-from deeplab_jax import checkpoint
+from deeplab_jax import checkpoint, lock
 
 ENDLESS = {"train__steps": 100_000, "log_every": 1}
 
@@ -183,7 +183,7 @@ def test_the_second_ctrl_c_ends_at_once_and_harms_nothing(root, tmp_path):
 def test_ctrl_c_before_the_first_step_is_no_stack_trace(root, tmp_path):
     workdir = tmp_path / "run"
     with command.Started(command.command(root, workdir, **ENDLESS), tmp_path / "log") as run:
-        run.until(lambda: (workdir / ".lock").exists())
+        run.until(lambda: (workdir / lock.FILE).exists())
         run.send(signal.SIGINT)
         assert run.end() in (75, 130)
         assert not run.has_said("Traceback")
