@@ -23,7 +23,6 @@ OF_FILES = ("outputs", "batch_size", "archive")  # keys of `predict` that are no
 ARCHIVES = ("voc", "cityscapes")  # datasets with a test server
 ON_NAN = ("stop", "skip")
 TILE_SIZE = (1025, 1025)  # of images too large to be seen whole
-MAPPINGS = ("model.heads", "data.label_map")  # keys whose values are mappings, not sections
 # What `check` asks of numbers.
 NOT_NEGATIVE = (
     "seed",
@@ -112,7 +111,7 @@ def check_no_section(config: ml_collections.ConfigDict, key: str) -> None:
     """Raises ConfigError if `key` is, or was made, a section: overrides are of keys in it."""
     for word in key.split("."):
         config = config.get(word) if hasattr(config, "items") else None
-    if hasattr(config, "items") and key not in MAPPINGS:
+    if hasattr(config, "items") and key not in kinds.MAPPINGS:
         raise ConfigError(f"config.{key} is a section: override its keys one by one")
 
 
@@ -160,7 +159,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out = {}
     for key, value in config.items():
         section = isinstance(value, Mapping) or hasattr(value, "items")
-        if section and prefix + key not in MAPPINGS:
+        if section and prefix + key not in kinds.MAPPINGS:
             out |= flat(value, f"{prefix}{key}.")
         else:
             out[prefix + key] = value

@@ -56,7 +56,7 @@ SEVERAL = {
     "predict.resize": (WHOLE, "tuple"),
     "loss.class_weights": (WORD, "tuple"),
 }
-# Of mappings, the kinds of keys and values.
+# Keys whose values are mappings, not sections: the kinds of their keys and values.
 MAPPINGS = {"model.heads": (WORD, WHOLE), "data.label_map": (WHOLE, WHOLE)}
 # Keys that may be None, beside these.
 OPTIONAL = (

@@ -168,7 +168,8 @@ def make_step(
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, moving)
         params = state.params | optax.apply_updates(moving, updates)
-        sound = nonfinite.sound(loss, grads, updates, batch_stats)
+        gradient_norm = optax.tree.norm(grads)
+        sound = nonfinite.sound(loss, gradient_norm, updates, batch_stats)
         average = None
         if state.average is not None:
             # In this form what does not change keeps its average bit for bit.
@@ -179,7 +180,7 @@ def make_step(
             )
         figures = {
             "loss": loss,
-            "gradient_norm": optax.tree.norm(grads),
+            "gradient_norm": gradient_norm,
             "learning_rate": schedule(state.step),
             "sound": sound,
         }
