@@ -13,7 +13,7 @@ import ml_collections
 from deeplab_jax import crf, kinds, ops, optim
 from deeplab_jax.data import datasets
 from deeplab_jax.data.balance import CLASS_WEIGHTS
-from deeplab_jax.data.pipeline import CLASSIFICATION, DATASETS, ON_ERROR
+from deeplab_jax.data.pipeline import CLASSIFICATION, ON_ERROR, known_name
 from deeplab_jax.errors import ConfigError, did_you_mean
 from deeplab_jax.runtime import finite
 
@@ -224,10 +224,7 @@ def check(config: Mapping[str, Any]) -> None:
     if values["data.records"] and values["data.name"] not in datasets.DATASETS:
         raise ConfigError(f"data.records packs published datasets, not {values['data.name']}")
     augment_on, name = values["data.augment_on"], values["data.name"]
-    if name not in DATASETS:
-        raise ConfigError(
-            f"data.name={name!r} is not one of {', '.join(DATASETS)}" + did_you_mean(name, DATASETS)
-        )
+    known_name(name)
     if augment_on not in ("host", "device"):
         raise ConfigError(f"data.augment_on={augment_on!r}: is not one of host, device")
     if augment_on == "device" and name in ("synthetic", *CLASSIFICATION):

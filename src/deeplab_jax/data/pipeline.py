@@ -35,7 +35,7 @@ def source(data: Mapping[str, Any], split: str, num_classes: int):
       ConfigError: for an unknown dataset name.
       DataError: for files that are not there.
     """
-    name = _known(data["name"])
+    name = known_name(data["name"])
     if name in ("synthetic", "shapes"):
         options = dict(data["synthetic"])
         if name == "shapes":  # these have neither depth nor geometry
@@ -88,7 +88,7 @@ def class_labels(data: Mapping[str, Any], num_classes: int | None) -> Labels:
       ConfigError: for another number of classes than a user's own data have.
       DataError: for files of names that cannot be read.
     """
-    name, ignore_label = _known(data["name"]), data["ignore_label"]
+    name, ignore_label = known_name(data["name"]), data["ignore_label"]
     if name in OWN:
         return _own_labels(data, num_classes)
     if name in datasets.DATASETS:
@@ -164,10 +164,11 @@ def _own_labels(data: Mapping[str, Any], num_classes: int | None) -> Labels:
     return found.mapped(data["label_map"])
 
 
-def _known(name: str) -> str:
+def known_name(name: str) -> str:
+    """`name`, if it is one that `data.name` takes; else ConfigError."""
     if name not in DATASETS:
         raise ConfigError(
-            f"data.name {name!r} is not one of {', '.join(DATASETS)}" + did_you_mean(name, DATASETS)
+            f"data.name={name!r} is not one of {', '.join(DATASETS)}" + did_you_mean(name, DATASETS)
         )
     return name
 
